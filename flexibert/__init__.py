@@ -15,6 +15,8 @@ from transformers import (
 
 from .attention_graph import GRAPHS, AttentionGraph, parse_graph
 from .configuration_flexibert import FlexiBertConfig
+from .convert import convert_reference_state_dict, convert_transformers_model
+from .model_dict import config_from_model_dict
 from .modeling_flexibert import (
     FlexiBertForMaskedLM,
     FlexiBertForMultipleChoice,
@@ -24,6 +26,7 @@ from .modeling_flexibert import (
     FlexiBertModel,
 )
 from .spec import LayerSpec, fingerprint, parse_layers
+from .zoo import architecture, list_architectures, named_config
 
 
 __version__ = "0.1.0"
@@ -52,7 +55,13 @@ __all__ = [
     "FlexiBertForTokenClassification",
     "FlexiBertModel",
     "LayerSpec",
+    "architecture",
+    "config_from_model_dict",
+    "convert_reference_state_dict",
+    "convert_transformers_model",
     "fingerprint",
+    "list_architectures",
+    "named_config",
     "parse_graph",
     "parse_layers",
 ]

@@ -82,6 +82,9 @@ class FlexiBertConfig(PreTrainedConfig):
         self.layers = layers_to_dicts(layers)
         if self.embedding_size is None:
             self.embedding_size = layers[0].hidden_size
+        for name in ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not accepted, expected a whole number from 1")
         self.auto_map = {**AUTO_MAP, **(self.auto_map or {})}
         super().__post_init__(**kwargs)
 

@@ -52,9 +52,8 @@ class FlexiBertEmbeddings(nn.Module):
     def forward(self, input_ids, token_type_ids, position_ids, inputs_embeds):
         embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if token_type_ids is None:
-            embeddings = embeddings + self.token_type_embeddings.weight[0]
-        else:
-            embeddings = embeddings + self.token_type_embeddings(token_type_ids)
+            token_type_ids = torch.zeros_like(position_ids)
+        embeddings = embeddings + self.token_type_embeddings(token_type_ids)
         if self.position_embeddings is not None:
             embeddings = embeddings + self.position_embeddings(position_ids)
         return self.dropout(self.norm(embeddings))
@@ -88,7 +87,7 @@ class FlexiBertMixer(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, context: MixingContext):
         """hidden_states (B, L, D) -> (B, L, D) and the weights of all attention heads (B, h, L, L), or None."""
-        table = None if self.distance_embedding is None else self.distance_embedding.weight
+        distances = self.embed_distances(hidden_states)
         projected = {
             name: self.projections[module](hidden_states).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
             for name, module in PROJECTIONS.items()
@@ -97,13 +96,21 @@ class FlexiBertMixer(nn.Module):
         outputs, weights = [], []
         for operation, heads in zip(self.operations, self.group_heads, strict=True):
             inputs = {name: projected[name][:, group] for name, group in heads.items()}
-            output, attention = operation(inputs, hidden_states, context, distance_embedding=table)
+            output, attention = operation(inputs, hidden_states, context, distance_embedding=distances)
             outputs.append(output)
             if attention is not None:
                 weights.append(attention)
         mixed = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)  # (B, H, L, d)
         attentions = torch.cat(weights, dim=1) if len(weights) > 1 else next(iter(weights), None)
         return self.output(mixed.transpose(1, 2).flatten(2)), attentions
+
+    def embed_distances(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """Rows of the table of relative positions from distance L - 1 to 1 - L, (2L - 1, d); None without a table."""
+        if self.distance_embedding is None:
+            return None
+        length, zero = hidden_states.shape[1], self.distance_embedding.num_embeddings // 2
+        rows = torch.arange(zero + length - 1, zero - length, -1, device=hidden_states.device)
+        return self.distance_embedding(rows)
 
 
 class FlexiBertFeedForward(nn.Module):
@@ -262,8 +269,9 @@ class FlexiBertForMaskedLM(FlexiBertPreTrainedModel):
     def __init__(self, config: FlexiBertConfig):
         super().__init__(config)
         self.model = FlexiBertModel(config, add_pooling_layer=False)
-        self.head = FlexiBertPredictionHead(config)
-        self.lm_head = nn.Linear(self.head.dense.out_features, config.vocab_size)
+        # Not "head": device_map="auto" of transformers 5.23 looks for names of modules inside "lm_head.".
+        self.prediction_head = FlexiBertPredictionHead(config)
+        self.lm_head = nn.Linear(self.prediction_head.dense.out_features, config.vocab_size)
         self.post_init()
 
     @can_return_tuple
@@ -276,20 +284,25 @@ class FlexiBertForMaskedLM(FlexiBertPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
+        prediction_positions: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
         r"""
         labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             Token ids to predict, -100 where nothing is predicted. With `config.sparse_prediction` the logits are
             `(number of labelled tokens, vocab_size)`, in the order of the batch.
+        prediction_positions (`torch.LongTensor` of shape `(num_predictions,)`, *optional*):
+            Indices into the flattened batch. Logits are computed there only, `(num_predictions, vocab_size)`, and
+            labels, if any, are `(num_predictions,)`. Unlike `config.sparse_prediction` this keeps shapes static.
         """
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         hidden_states = outputs.last_hidden_state
-        if self.config.sparse_prediction and labels is not None:
-            positions = (labels.flatten() != -100).nonzero().flatten()
-            hidden_states = hidden_states.flatten(0, 1)[positions]  # (N, D)
-            labels = labels.flatten()[positions]
-        logits = self.lm_head(self.head(hidden_states))  # (B, L, V) or (N, V)
+        if prediction_positions is None and self.config.sparse_prediction and labels is not None:
+            prediction_positions = (labels.flatten() != -100).nonzero().flatten()
+            labels = labels.flatten()[prediction_positions]
+        if prediction_positions is not None:
+            hidden_states = hidden_states.flatten(0, 1)[prediction_positions]  # (N, D)
+        logits = self.lm_head(self.prediction_head(hidden_states))  # (B, L, V) or (N, V)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)

@@ -54,7 +54,7 @@ class ScoredAttention(nn.Module):
     """softmax(queries keys^T * scaling + positions) values on the attention backend of the configuration.
 
     Shared by all operations that end in a softmax over keys. `relative_key` adds q_i . R[i - r] to the unscaled score
-    of query i and key r (Shaw et al. 2018); the table R belongs to the layer and is handed in.
+    of query i and key r (Shaw et al. 2018); the rows of R belong to the layer and are handed in.
     """
 
     is_causal = False
@@ -66,7 +66,7 @@ class ScoredAttention(nn.Module):
         self.dropout = config.attention_probs_dropout_prob
 
     def forward(self, query, key, value, context: MixingContext, distance_embedding=None, scaling=None):
-        """All (B, h, L, d), `distance_embedding` None or (2P - 1, d). Returns (B, h, L, d) and (B, h, L, L) or None."""
+        """All (B, h, L, d), `distance_embedding` None or (2L - 1, d). Returns (B, h, L, d) and (B, h, L, L) or None."""
         scaling = self.scaling if scaling is None else scaling
         if self.config.position_embedding_type == "rotary":
             query, key = (rotate(x, context.position_ids, self.config.rotary_base) for x in (query, key))
@@ -90,14 +90,8 @@ def rotate(x: torch.Tensor, position_ids: torch.Tensor, base: float) -> torch.Te
 
 
 def relative_scores(query: torch.Tensor, distance_embedding: torch.Tensor) -> torch.Tensor:
-    """q_i . R[i - r] for all pairs: query (B, h, L, d), table (2P - 1, d) with distance 0 at row P - 1 -> (B, h, L, L)."""
-    length, rows = query.shape[-2], distance_embedding.shape[0]
-    middle = rows // 2
-    if length > middle + 1:
-        raise ValueError(f"sequence length {length} exceeds max_position_embeddings {middle + 1}")
-    table = distance_embedding[middle - length + 1 : middle + length].flip(0)  # distances L - 1 down to 1 - L
-    scores = torch.matmul(query, table.to(query.dtype).T)  # (B, h, L, 2 L - 1), column c is distance L - 1 - c
-    return _unskew(scores)
+    """q_i . R[i - r] for all pairs: query (B, h, L, d), R (2L - 1, d) from distance L - 1 to 1 - L -> (B, h, L, L)."""
+    return _unskew(torch.matmul(query, distance_embedding.to(query.dtype).T))
 
 
 def _unskew(x: torch.Tensor) -> torch.Tensor:
@@ -354,14 +348,14 @@ class SearchedAttentionOperation(nn.Module):
         values = dict(inputs)
         for node in self.nodes:
             operands = [values[operand] for operand in node.operands]
-            values[node.name] = self._apply(node, operands, context.padding_mask)
+            values[node.name] = self.evaluate(node, operands, context.padding_mask)
         if self.tail is None:
             return values[self.nodes[-1].name], None
         query, key, value = values[self.tail.queries], values[self.tail.keys], values[self.tail.values]
         scaling = self.head_size ** (-self.tail.scalings / 2)
         return self.attention(query, key, value, context, distance_embedding, scaling=scaling)
 
-    def _apply(self, node, operands, padding_mask):
+    def evaluate(self, node, operands, padding_mask):
         """One primitive on operands (B, h, rows, columns). Padding leaves every sum over the sequence here."""
         x = operands[0]
         sums_over_tokens = self.shapes[node.operands[0]][1] == "L" and padding_mask is not None

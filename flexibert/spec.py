@@ -30,10 +30,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from .attention_graph import AttentionGraph, canonical, parse_graph, show, softmax_tail
+from .attention_graph import MAX_NODES, AttentionGraph, canonical, parse_graph, show, softmax_tail
 
 
 MAX_LAYERS = 1024
+MAX_WIDTH = 1 << 16
 MAX_KERNEL_SIZE = 1023
 
 
@@ -225,10 +226,10 @@ class LayerSpec:
         output_projection: Whether a linear layer follows the concatenation (FNet has none).
     """
 
-    hidden_size: int = size(1 << 16)
+    hidden_size: int = size(MAX_WIDTH)
     operations: tuple[OperationSpec, ...] = field(metadata={"operations": True})
     feed_forward: tuple[int, ...] = field(metadata={"maximum": 1 << 20, "odd": False, "max_length": 16})
-    head_size: int | None = size(1 << 16, default=None)
+    head_size: int | None = size(MAX_WIDTH, default=None)
     output_projection: bool = True
 
     @property
@@ -255,6 +256,11 @@ class LayerSpec:
             raise ValueError(
                 f"{path}.hidden_size: {layer.hidden_size} is not a multiple of the {layer.num_heads} heads; "
                 "change either or give head_size"
+            )
+        if layer.mixing_size > MAX_WIDTH:
+            raise ValueError(
+                f"{path}.head_size: {layer.num_heads} heads of {layer.head_size} features are {layer.mixing_size}, "
+                f"at most {MAX_WIDTH} are accepted"
             )
         if not layer.output_projection and layer.mixing_size != layer.hidden_size:
             raise ValueError(
@@ -320,7 +326,10 @@ def _parse_value(f: dataclasses.Field, value: Any, path: str):
     if "operations" in f.metadata:
         return tuple(_parse_operation(item, f"{path}[{i}]") for i, item in enumerate(_list(value, 1024, path)))
     if "graph" in f.metadata:
-        return canonical(parse_graph(value, path)).lines
+        lines = canonical(parse_graph(value, path)).lines
+        if len(lines) > MAX_NODES:  # moving transposes may add nodes
+            raise ValueError(f"{path}: {len(lines)} nodes in canonical form, at most {MAX_NODES} are accepted")
+        return lines
     if "max_length" in f.metadata:
         items = _list(value, f.metadata["max_length"], path)
         return tuple(_parse_size(f, item, f"{path}[{i}]") for i, item in enumerate(items))
@@ -342,7 +351,7 @@ def _parse_size(f: dataclasses.Field, value: Any, path: str) -> int:
 
 
 def _parse_operation(data: Any, path: str) -> OperationSpec:
-    if isinstance(data, OperationSpec):
+    if type(data) in OPERATIONS.values():
         data = data.to_dict()
     op = data.get("op") if isinstance(data, dict) else None
     cls = OPERATIONS.get(op) if isinstance(op, str) else None

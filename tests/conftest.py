@@ -87,3 +87,23 @@ SPECS = {
     "narrowing": [layer(48, op("self_attention", 4)), layer(32, op("self_attention", 2), head_size=24)],
 }
 """Name -> layers. Together they hold every operation, each option that changes a forward pass, and changes of width."""
+
+EVERY_OPERATION = [
+    layer(
+        32,
+        op("self_attention", 1),
+        op("self_attention", 1, similarity="weighted_multiplicative"),
+        op("linear_transform", 1, relative_attention=True),
+        op("linear_transform", 1, transform="cosine", norm="backward"),
+        op("dynamic_convolution", 2, mixed_attention=True),
+        op("dynamic_convolution", 1, kernel_size=5, source="head", relative_attention=True),
+        op("lightweight_convolution", 1, kernel_size=15),
+        op("lightweight_convolution", 1, kernel_size=3, gated=False),
+        op("attention_graph", 1, nodes=SOFTPLUS_GRAPH),
+        op("attention_graph", 1, nodes=GENERAL_GRAPH),
+        op("attention_graph", 1, nodes=LINEAR_ATTENTION_GRAPH),
+        head_size=8,
+    ),
+    layer(32, op("linear_transform", 4, source="layer"), output_projection=False),
+]
+"""One model with all of them, for what takes long: compiling and exporting."""

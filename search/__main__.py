@@ -1,0 +1,14 @@
+"""`python -m search`, `accelerate launch -m search` and `accelerate launch search`."""
+
+import sys
+from pathlib import Path
+
+
+if not __package__:  # started as a folder: the folder itself stands first on the path, its parent is wanted
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from search.cli import main  # noqa: E402
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""What a candidate is worth trying: functions of a surrogate's prediction, all to be maximised.
+
+Papers: upper confidence bound with two uncertainties (FlexiBERT, arXiv 2205.11656, Section 3.3.3); logarithm of the
+expected improvement (Ament et al. 2023, arXiv 2310.20708), which keeps ranking candidates where the improvement itself
+underflows.
+
+Notation: N candidates; best: the highest value measured so far; z = (mean - best) / standard deviation.
+"""
+
+import numpy as np
+from scipy.special import erfcx, log_ndtr
+
+from .surrogate import Prediction
+
+
+def upper_confidence_bound(
+    prediction: Prediction, aleatoric_weight: float = 0.5, epistemic_weight: float = 0.5
+) -> np.ndarray:
+    """mean + k1 * aleatoric + k2 * epistemic, (N,). FlexiBERT has k1 = k2 = 0.5."""
+    return prediction.mean + aleatoric_weight * prediction.aleatoric + epistemic_weight * prediction.epistemic
+
+
+def uncertainty(
+    prediction: Prediction, aleatoric_weight: float = 0.5, epistemic_weight: float = 0.5
+) -> np.ndarray:
+    """k1 * aleatoric + k2 * epistemic, (N,): FlexiBERT's uncertainty sampling takes the largest."""
+    return aleatoric_weight * prediction.aleatoric + epistemic_weight * prediction.epistemic
+
+
+def log_expected_improvement(prediction: Prediction, best: float) -> np.ndarray:
+    """log E[max(f - best, 0)] for the noiseless value f ~ N(mean, epistemic²), (N,).
+
+    Training noise is no improvement, hence the epistemic part alone.
+    """
+    deviation = np.maximum(prediction.epistemic, 1e-12)
+    return np.log(deviation) + _log_h((prediction.mean - best) / deviation)
+
+
+def _log_h(z: np.ndarray) -> np.ndarray:
+    """log(phi(z) + z Phi(z)) of the standard normal density phi and distribution Phi, without cancellation (Eq. 9)."""
+    z = np.asarray(z, dtype=float)
+    log_density = -0.5 * z**2 - 0.5 * np.log(2 * np.pi)
+    near = np.maximum(z, -1.0)
+    direct = np.log(np.exp(-0.5 * near**2 - 0.5 * np.log(2 * np.pi)) + near * np.exp(log_ndtr(near)))
+    tail = np.clip(z, -1e4, -1.0)  # 1 + z Phi/phi; beyond 1e4 its leading term 1/z² is exact
+    ratio = 1 + tail * np.sqrt(np.pi / 2) * erfcx(-tail / np.sqrt(2))
+    far = np.log(np.where(tail > -1e3, np.maximum(ratio, 1e-300), 1 / tail**2)) - 2 * np.log(np.maximum(z / tail, 1.0))
+    return np.where(z > -1, direct, log_density + far)

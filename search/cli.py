@@ -1,0 +1,241 @@
+"""The command: its options, and which function each sub-command calls."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from .errors import UserError
+
+
+DESCRIPTION = """\
+Searches heterogeneous encoders, trains them, and leaves ordinary Hugging Face checkpoints.
+Without a sub-command it runs the recipe "quickstart", which needs no data and no network.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong on one line, as all other messages of the command."""
+
+    def error(self, message: str):
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0, or 2 where the user made a mistake."""
+    try:
+        options = build_parser().parse_args(arguments)
+        return options.run(options) or 0
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"search: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            print("search: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="search", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
+    _add_run(commands)
+    _add_pretrain(commands)
+    _add_finetune(commands)
+    _add_report(commands)
+    _add_publish(commands)
+    _add_list(commands)
+    parser.set_defaults(**vars(parser.parse_args(["run"])))
+    return parser
+
+
+def _command(commands, name: str, function: str, summary: str) -> argparse.ArgumentParser:
+    """A sub-command; `function` in commands.py, which is imported only when it runs, because it imports torch."""
+
+    def run(options):
+        from . import commands
+
+        return getattr(commands, function)(options)
+
+    parser = commands.add_parser(
+        name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+# --- types of values ----------------------------------------------------------------------------------------------
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted, expected a whole number of at least 1")
+    return int(text)
+
+
+def positive_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted, expected a number above 0")
+    return value
+
+
+def names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted, expected whole numbers with commas between")
+    return tuple(int(part) for part in text.split(","))
+
+
+RECIPE = "as in the recipe"
+
+
+def _add_data(parser, recipe: bool) -> None:
+    """Options about data; with a recipe their defaults are its own."""
+    group = parser.add_argument_group("data")
+    default = f" (default: {RECIPE})" if recipe else ""
+    group.add_argument(
+        "--corpus",
+        default=argparse.SUPPRESS if recipe else None,
+        help="text to pretrain on: Hub data set, folder in datasets layout, parquet, json, csv or plain text; "
+        f"by default text that comes with Python{default}",
+    )
+    group.add_argument(
+        "--corpus-config",
+        default=argparse.SUPPRESS if recipe else None,
+        help=f"configuration of the corpus, where it has several{default}",
+    )
+    group.add_argument(
+        "--tokenizer",
+        default=argparse.SUPPRESS if recipe else None,
+        help=f"folder or Hub id; by default one is trained on the corpus at first use{default}",
+    )
+    group.add_argument(
+        "--text-column", default="text", help="column of the corpus that holds the text (default: %(default)s)"
+    )
+
+
+def _add_training(parser, seed: bool = True) -> None:
+    group = parser.add_argument_group("training")
+    if seed:
+        group.add_argument("--seed", type=int, default=0, help="of everything random")
+    group.add_argument(
+        "--precision", choices=("no", "bf16", "fp16"), help="mixed precision; as in the Accelerate configuration"
+    )
+    group.add_argument("--report-to", type=names, default=(), help="Accelerate trackers, for instance tensorboard")
+
+
+def _add_budget(parser, recipe: bool) -> None:
+    """Overrides of a budget of pretraining."""
+    group = parser.add_argument_group("pretraining budget")
+    suffix = f" (default: {RECIPE})"
+    for option, kind, text in (
+        ("--steps", positive, "optimiser steps"),
+        ("--batch-size", positive, "sequences per step, all processes together"),
+        ("--sequence-length", positive, "tokens per sequence"),
+        ("--learning-rate", positive_float, "peak learning rate"),
+    ):
+        group.add_argument(option, type=kind, default=argparse.SUPPRESS, metavar="N", help=text + suffix)
+
+
+def _add_tasks(parser, recipe: bool) -> None:
+    group = parser.add_argument_group("tasks")
+    text = "comma-separated: GLUE tasks, all, word_order, next_sentence, or own data as path[:text[+text2]:label]"
+    if recipe:
+        group.add_argument("--tasks", type=names, default=argparse.SUPPRESS, help=f"{text} (default: {RECIPE})")
+    else:
+        group.add_argument("--tasks", type=names, required=True, help=text)
+    group.add_argument("--glue", default="nyu-mll/glue", help="Hub id or folder of GLUE")
+    suffix = f" (default: {RECIPE})" if recipe else ""
+    group.add_argument(
+        "--max-train-examples",
+        type=positive,
+        default=argparse.SUPPRESS if recipe else None,
+        metavar="N",
+        help=f"cap on the training examples of a task{suffix}",
+    )
+    group.add_argument(
+        "--epochs",
+        type=positive_float,
+        default=argparse.SUPPRESS if recipe else 3.0,
+        metavar="N",
+        help=f"of fine-tuning{suffix}",
+    )
+
+
+def _add_run(commands) -> None:
+    parser = _command(commands, "run", "run", "search for encoders (the default command)")
+    parser.add_argument("--recipe", default="quickstart", help="name (see the command list) or path of a .json")
+    parser.add_argument("--name", help="of the run folder; by default the recipe's")
+    parser.add_argument("--runs", default="runs", help="folder that holds run folders")
+    parser.add_argument(
+        "--trials",
+        type=positive,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help=f"different architectures to train, those of earlier starts included (default: {RECIPE})",
+    )
+    parser.add_argument("--sampler", default=argparse.SUPPRESS, help=f"name, see the command list (default: {RECIPE})")
+    parser.add_argument(
+        "--storage", help="Optuna storage URL, for workers on several machines; by default SQLite in the run folder"
+    )
+    _add_data(parser, recipe=True)
+    _add_tasks(parser, recipe=True)
+    _add_budget(parser, recipe=True)
+    _add_training(parser)
+
+
+def _add_pretrain(commands) -> None:
+    parser = _command(commands, "pretrain", "pretrain_one", "pretrain one encoder with masked language modelling")
+    parser.add_argument(
+        "--architecture", required=True, help="name of the zoo (see list), config.json, or folder of a model"
+    )
+    parser.add_argument("--output", required=True, help="folder for the checkpoint")
+    parser.add_argument("--recipe", default="pretrain_cpu", help="budget: name (see list) or path of a .json")
+    _add_data(parser, recipe=True)
+    _add_budget(parser, recipe=True)
+    _add_training(parser)
+
+
+def _add_finetune(commands) -> None:
+    parser = _command(commands, "finetune", "finetune", "fine-tune an encoder on tasks and print the scores")
+    parser.add_argument("--model", required=True, help="folder or Hub id of an encoder")
+    parser.add_argument("--output", help="folder for one checkpoint a task; by default only scores are kept")
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="examples per step")
+    parser.add_argument("--learning-rate", type=positive_float, default=1e-4, metavar="N", help="peak learning rate")
+    parser.add_argument("--max-length", type=positive, default=128, metavar="N", help="tokens per example")
+    parser.add_argument("--seeds", type=seeds, default=(0,), help="comma-separated; mean and spread are printed")
+    parser.add_argument(
+        "--sweep", type=int, default=0, metavar="N", help="learning rates to try on each task first, 2e-5 to 5e-4"
+    )
+    parser.add_argument("--start-from", help="checkpoint fine-tuned on MNLI that RTE, MRPC and STS-B start from")
+    _add_data(parser, recipe=False)
+    _add_tasks(parser, recipe=False)
+    _add_training(parser, seed=False)
+
+
+def _add_report(commands) -> None:
+    parser = _command(commands, "report", "report", "write tables and pictures of a run again")
+    parser.add_argument("run_folder", metavar="RUN", help="run folder, for instance runs/quickstart")
+    parser.add_argument("--storage", help="Optuna storage URL, where the run used one")
+
+
+def _add_publish(commands) -> None:
+    parser = _command(commands, "publish", "publish", "upload a checkpoint to the Hub")
+    parser.add_argument("folder", metavar="FOLDER", help="checkpoint, for instance runs/quickstart/best")
+    parser.add_argument("--repo-id", required=True, help="user/name on the Hub")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    parser.add_argument("--push", action="store_true", help="really upload; without it only say what would be")
+
+
+def _add_list(commands) -> None:
+    parser = _command(commands, "list", "list_all", "list recipes, samplers, tasks and named architectures")
+    parser.add_argument(
+        "what", nargs="?", choices=("recipes", "samplers", "tasks", "operations", "architectures"), help="only these"
+    )

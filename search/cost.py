@@ -1,0 +1,61 @@
+"""What an encoder costs: parameters, operations, latency."""
+
+import statistics
+import time
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from flexibert import FlexiBertConfig, FlexiBertForMaskedLM, FlexiBertModel
+
+
+def count_parameters(config: FlexiBertConfig) -> int:
+    """Parameters of the encoder with its embeddings, without pooler and heads; builds no weights."""
+    with torch.device("meta"):
+        return FlexiBertModel(config, add_pooling_layer=False).num_parameters()
+
+
+def forward_flops(config: FlexiBertConfig, sequence_length: int, predictions: int) -> int:
+    """Floating point operations (two per multiply-add) of a masked language modelling forward pass on one sequence."""
+    with torch.device("meta"):
+        model = FlexiBertForMaskedLM(config).eval()
+        ids = torch.zeros(1, sequence_length, dtype=torch.long)
+        positions = torch.arange(predictions)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(ids, prediction_positions=positions)
+    return counter.get_total_flops()
+
+
+def measure_latency_ms(
+    config: FlexiBertConfig,
+    sequence_length: int = 128,
+    batch_size: int = 1,
+    repetitions: int = 20,
+    device: torch.device | str = "cpu",
+) -> float:
+    """Median milliseconds of an encoder forward pass on this machine, after warm-up, with random weights."""
+    model = FlexiBertModel(config, add_pooling_layer=False).eval().to(device)
+    ids = torch.randint(config.vocab_size, (batch_size, sequence_length), device=device)
+    times = []
+    with torch.inference_mode():
+        for repetition in range(repetitions + 5):
+            started = time.perf_counter()
+            model(ids)
+            if torch.device(device).type == "cuda":
+                torch.cuda.synchronize(device)
+            if repetition >= 5:
+                times.append(1000 * (time.perf_counter() - started))
+    return statistics.median(times)
+
+
+def peak_flops_per_second(device: torch.device | str, dtype: torch.dtype, size: int = 2048) -> float:
+    """Floating point operations per second of a large matrix product, measured: what utilisation is a share of."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    times = []
+    for _ in range(6):
+        started = time.perf_counter()
+        a @ b
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return 2 * size**3 / min(times)

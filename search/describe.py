@@ -1,0 +1,128 @@
+"""Architectures and numbers in words, as model cards, reports and pictures print them."""
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from flexibert.spec import (
+    DynamicConvolution,
+    LayerSpec,
+    LightweightConvolution,
+    LinearTransform,
+    OperationSpec,
+    SelfAttention,
+)
+
+
+UNITS = {"percent": "%", "nats": "nats", "ms": "ms", "seconds": "s", "tokens": "tokens", "mib": "MiB"}
+"""Last word of a metric's name -> its unit."""
+
+
+def split_unit(name: str) -> tuple[str, str]:
+    """A metric's name without its unit, and the unit: "mlm_loss_nats" -> ("mlm_loss", "nats")."""
+    quantity, _, last = name.rpartition("_")
+    return (quantity, UNITS[last]) if quantity and last in UNITS else (name, "")
+
+
+def label(name: str) -> str:
+    """The name of a metric for people: "mlm_loss_nats" -> "mlm loss (nats)"."""
+    quantity, unit = split_unit(name)
+    return quantity.replace("_per_second", "/s").replace("_", " ") + (f" ({unit})" if unit else "")
+
+
+def number(value) -> str:
+    """A value for a table: whole numbers in full, others with at least four digits, a dash for none and NaN."""
+    if value is None or value != value:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 1e3 <= abs(value) < 1e15 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def operation_name(operation: OperationSpec) -> str:
+    """The operation and the parameter that FlexiBERT and AutoBERT-Zero search, without its other options."""
+    match operation:
+        case SelfAttention(similarity=similarity):
+            return f"self-attention ({similarity.replace('_', ' ')})"
+        case LinearTransform(transform=transform):
+            return f"{transform.replace('fourier', 'Fourier')} transform"
+        case DynamicConvolution(kernel_size=kernel_size):
+            return f"dynamic convolution (kernel {kernel_size})"
+        case LightweightConvolution(kernel_size=kernel_size):
+            return f"lightweight convolution (kernel {kernel_size})"
+    return "searched attention"
+
+
+def head_group(operation: OperationSpec) -> str:
+    """A group of heads with all options that are not the default: "2 × cosine transform, source layer"."""
+    searched = {"op", "num_heads", "similarity", "transform", "kernel_size", "nodes"}
+    options = [f"{key} {value}".lower() for key, value in operation.to_dict().items() if key not in searched]
+    return ", ".join([f"{operation.num_heads} × {operation_name(operation)}", *(o.replace("_", " ") for o in options)])
+
+
+def widths(layers: Sequence[LayerSpec]) -> str:
+    """Hidden sizes from first to last layer, runs shortened: "2 × 128, 256"."""
+    runs = [(size, len(list(run))) for size, run in groupby(layer.hidden_size for layer in layers)]
+    return ", ".join(f"{count} × {size}" if count > 1 else f"{size}" for size, count in runs)
+
+
+def layer_table(layers: Sequence[LayerSpec]) -> str:
+    """Markdown table of an encoder, one row for a run of equal layers."""
+    rows = [
+        (
+            span,
+            layer.hidden_size,
+            "; ".join(map(head_group, layer.operations)),
+            layer.resolved_head_size,
+            " → ".join(map(str, layer.feed_forward)),
+        )
+        for span, layer in _spans(layers)
+    ]
+    return table(("layer", "width", "heads", "head size", "feed-forward"), rows)
+
+
+def graph_lines(layers: Sequence[LayerSpec]) -> str:
+    """Markdown with the searched attention of an encoder, one block of code for each graph; empty without any."""
+    blocks = [
+        f"Layer {span}, {operation.num_heads} heads:\n\n```text\n" + "\n".join(operation.nodes) + "\n```"
+        for span, layer in _spans(layers)
+        for operation in layer.operations
+        if operation.op == "attention_graph"
+    ]
+    return "\n\n".join(blocks)
+
+
+def padding_behaviour(layers: Sequence[LayerSpec]) -> str:
+    """What padding does to the output of an encoder, in a sentence."""
+    spans = [
+        span
+        for span, layer in _spans(layers)
+        if any(operation.to_dict().get("mix_padding") for operation in layer.operations)
+    ]
+    if not spans:
+        return "No operation mixes padding: what a token gets does not depend on how far its row is padded."
+    return (
+        f"Layer {', '.join(spans)} mixes padding into the tokens, as the original code of its operations does: the "
+        "output depends on the padded length, so always pad to the length of training."
+    )
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence]) -> str:
+    """A markdown table; cells may hold any text or number."""
+    lines = [list(header), ["---"] * len(header), *(list(map(number, row)) for row in rows)]
+    return "\n".join(f"| {' | '.join(map(escape, line))} |" for line in lines)
+
+
+def escape(text: str) -> str:
+    """Any text on one line of markdown, where it can end neither a table cell nor start a tag."""
+    line = " ".join(text.split())
+    return line.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def _spans(layers: Sequence[LayerSpec]) -> list[tuple[str, LayerSpec]]:
+    """Runs of equal layers, counted from 1: [("1 to 3", layer), ("4", layer)]."""
+    spans, first = [], 1
+    for layer, run in groupby(layers):
+        last = first + len(list(run)) - 1
+        spans.append((f"{first} to {last}" if last > first else f"{first}", layer))
+        first = last + 1
+    return spans

@@ -1,0 +1,52 @@
+"""Files and folders that appear whole or not at all: written aside, then renamed."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Writes a file; whoever reads meanwhile sees the old content or the new one, never a part."""
+    aside = _aside(path)
+    try:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder` that takes its place when the block ends without an error.
+
+    Until then `folder` keeps its content, so a full disk or a killed process costs nothing but the new content. What
+    killed processes left aside is cleared on the way.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for remains in folder.parent.glob(".*.partial"):
+        pid = remains.suffixes[-2][1:] if len(remains.suffixes) > 1 else ""
+        if remains.is_dir() and pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(remains, ignore_errors=True)
+    aside, replaced = _aside(folder), _aside(folder).with_suffix(".replaced")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        if folder.exists():
+            os.replace(folder, replaced)
+        os.replace(aside, folder)
+    finally:
+        if replaced.exists() and not folder.exists():
+            os.replace(replaced, folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    """Beside `path`, so that renaming stays within a file system; another process has another one."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -1,0 +1,53 @@
+"""How the next architecture is chosen: Optuna's samplers and this package's own, by name.
+
+A sampler is a function of the study's trials and a seed. A new one is made for every trial, seeded by the study's seed
+and the number of finished trials, so a search that was stopped goes on as if it had not been.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler
+
+from ..errors import UserError
+from ..search_space import SearchSpace
+
+
+SAMPLERS: dict[str, tuple[str, Callable[..., BaseSampler]]] = {
+    "random": ("uniform choices", lambda space, seed: optuna.samplers.RandomSampler(seed=seed)),
+    "tpe": (
+        "tree-structured Parzen estimators (Optuna)",
+        lambda space, seed, n_startup_trials=10: optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=n_startup_trials
+        ),
+    ),
+    "gp": (
+        "Gaussian process (Optuna)",
+        lambda space, seed, n_startup_trials=10: optuna.samplers.GPSampler(
+            seed=seed, n_startup_trials=n_startup_trials
+        ),
+    ),
+    "nsga2": (
+        "evolution by non-dominated sorting (Optuna)",
+        lambda space, seed, population_size=20: optuna.samplers.NSGAIISampler(
+            seed=seed, population_size=population_size
+        ),
+    ),
+}
+"""Name -> (what it is, how to make it from a space, a seed and options)."""
+
+
+def create_sampler(options: Mapping[str, Any], space: SearchSpace, seed: int) -> BaseSampler:
+    """The sampler called `options["name"]`, with the other options as its own; UserError for what it does not know."""
+    options = dict(options)
+    name = options.pop("name")
+    if name not in SAMPLERS:
+        raise UserError(f"unknown sampler {name!r}, known: {', '.join(SAMPLERS)}")
+    create = SAMPLERS[name][1]
+    known = [option for option in inspect.signature(create).parameters if option not in ("space", "seed")]
+    for option in options:
+        if option not in known:
+            raise UserError(f"sampler {name} has no option {option!r}, known: {', '.join(known) or 'none'}")
+    return create(space, seed=seed, **options)

@@ -1,0 +1,223 @@
+"""BOSHNAS, the search of FlexiBERT (arXiv 2205.11656, Section 3.3), as an Optuna sampler, and a better one.
+
+Preset `default`, each part kept because it wins on NAS-Bench-BERT (`benchmarks/search_policies.py`; figures in
+`benchmarks/results/README.md`):
+
+- a Gaussian process on features of size, composition, order and position (`surrogate.py`) instead of networks on an
+  embedding;
+- no random initial design: the prior (larger is better, similar is alike) spaces the first trials by itself;
+- scores on a robust scale, on which a few failures do not drown the differences at the top;
+- log-expected improvement instead of an upper confidence bound;
+- candidates by repeated mutation of the best ones, instead of gradient steps on the input;
+- trials that still run count as if they had ended as predicted, so parallel workers spread out.
+
+Preset `paper`: see `boshnas_paper.py`.
+
+Several objectives are searched with random scalarisations of upper confidence bounds (Paria et al. 2018, arXiv
+1805.12168), every trial with other weights, so that together they trace the Pareto front.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from ..acquisition import log_expected_improvement, upper_confidence_bound
+from ..candidates import Candidates
+from ..encoding import Encoding
+from ..errors import UserError
+from ..search_space import Architecture, SearchSpace
+from ..surrogate import GaussianProcess, Prediction, RobustScale
+from .boshnas_paper import propose_paper
+
+
+PARENTS = 5
+OPTIMISM = 1.0
+"""Standard deviations that are added to a mean where there is no single best score to improve on."""
+
+MIN_MEASURED = 3
+"""So many scores say what their unit is; before, no belief can be stated in it."""
+
+Belief = tuple[float, float]
+"""Expected score and its standard deviation, larger is better."""
+
+
+@dataclass(frozen=True)
+class History:
+    """What a study knows, in the order of trial numbers.
+
+    Attributes:
+        indices: (n, P) architectures of the finished trials.
+        scores: (n, objectives) their values, signed so that larger is better.
+        pending: (m, P) architectures of the trials that still run.
+        seen: Rows of all trials of whatever state, as bytes.
+    """
+
+    indices: np.ndarray
+    scores: np.ndarray
+    pending: np.ndarray
+    seen: frozenset[bytes]
+
+
+class BoshnasSampler(optuna.samplers.BaseSampler):
+    """Proposes the architecture that the trials so far make most promising.
+
+    A function of the study's trials, the seed and the number of the new trial: nothing is kept between proposals, and
+    the order in which trials finish does not matter. Parameters outside the space are sampled independently and
+    uniformly. What was believed of a proposal is stored with its trial under the user attribute "prediction",
+    {"mean", "standard_deviation"} of its first objective, in the objective's unit.
+
+    Args:
+        space: Where to search.
+        preset: "default" or the paper's settings.
+        seed: Source of all randomness; drawn where it is None.
+        candidates: The only architectures that may be proposed, for searches in a table.
+        feasible: Tells of an architecture whether it may be proposed (size, latency); all may where it is None.
+
+    Raises:
+        UserError: The space has searched graphs, a candidate is not in the space, there is none, or (on sampling)
+            no architecture is feasible.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        preset: Literal["default", "paper"] = "default",
+        seed: int | None = None,
+        candidates: Sequence[Architecture] | None = None,
+        feasible: Callable[[Architecture], bool] | None = None,
+    ):
+        if preset not in PRESETS:
+            raise UserError(f"preset: {preset!r} is not accepted, known: {', '.join(PRESETS)}")
+        self.space = space
+        self.preset = preset
+        self.seed = random.SystemRandom().getrandbits(32) if seed is None else seed
+        self.encoding = Encoding(space)
+        self.candidates = None if candidates is None else self._encode(candidates)
+        self.feasible = feasible
+        self._feasibility: dict[bytes, bool] = {}
+
+    def _encode(self, candidates: Sequence[Architecture]) -> np.ndarray:
+        if not candidates:
+            raise UserError("candidates: expected at least one architecture")
+        try:
+            rows = self.encoding.indices([self.space.parameters(layers) for layers in candidates])
+        except ValueError as error:
+            raise UserError(f"candidates: {error}") from None
+        return np.unique(rows, axis=0)
+
+    def _is_feasible(self, row: np.ndarray) -> bool:
+        key = row.tobytes()
+        if self.feasible is not None and key not in self._feasibility:  # remembered: it may measure a latency
+            self._feasibility[key] = bool(self.feasible(self.space.build(self.encoding.values(row))))
+        return self._feasibility.get(key, True)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self.space.distributions()
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if search_space.keys() <= trial.system_attrs.get("fixed_params", {}).keys():
+            return {}  # an enqueued trial: nothing is left to choose
+        rng = np.random.default_rng([self.seed, trial.number])
+        history = read_history(study, trial, self.encoding)
+        candidates = Candidates(self.encoding, history.seen, self._is_feasible, self.candidates)
+        row, belief = PRESETS[self.preset](history, candidates, rng)
+        if belief is not None:
+            sign = _signs(study)[0]
+            prediction = {"mean": sign * belief[0], "standard_deviation": belief[1]}
+            study._storage.set_trial_user_attr(trial._trial_id, "prediction", prediction)
+        return {name: value for name, value in self.encoding.values(row).items() if name in search_space}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        seed = random.Random(f"{self.seed} {trial.number} {param_name}").getrandbits(32)
+        uniform = optuna.samplers.RandomSampler(seed=seed)
+        return uniform.sample_independent(study, trial, param_name, param_distribution)
+
+
+def read_history(study: optuna.Study, trial: FrozenTrial, encoding: Encoding) -> History:
+    """What all other trials of a study say about a space; trials of other spaces and values that are not finite say
+    nothing."""
+    finished, scores, pending, seen = [], [], [], set()
+    for other in sorted(study.get_trials(deepcopy=False), key=lambda other: other.number):
+        try:
+            row = encoding.indices([other.params])[0]
+        except KeyError:
+            continue
+        if other.number == trial.number:
+            continue
+        seen.add(row.tobytes())
+        if other.state == TrialState.RUNNING:
+            pending.append(row)
+        elif other.state == TrialState.COMPLETE and np.isfinite(other.values).all():
+            finished.append(row)
+            scores.append(np.multiply(other.values, _signs(study)))
+    shape = (-1, len(encoding.names))
+    return History(
+        indices=np.array(finished, dtype=np.int64).reshape(shape),
+        scores=np.array(scores, dtype=float).reshape(-1, len(study.directions)),
+        pending=np.array(pending, dtype=np.int64).reshape(shape),
+        seen=frozenset(seen),
+    )
+
+
+def _signs(study: optuna.Study) -> list[int]:
+    return [1 if direction == StudyDirection.MAXIMIZE else -1 for direction in study.directions]
+
+
+def propose(history: History, candidates: Candidates, rng: np.random.Generator) -> tuple[np.ndarray, Belief | None]:
+    """The default preset: a row to measure next, and what is believed of it once there is something to go by."""
+    encoding = candidates.encoding
+    scales = [RobustScale(scores) for scores in history.scores.T]
+    values = np.stack([scale.transform(scores) for scale, scores in zip(scales, history.scores.T)], axis=1)
+    surrogates = [_fit(encoding, history, objective) for objective in values.T]
+    features = encoding.features
+
+    if len(surrogates) == 1 and len(values):
+        best = surrogates[0].predict(features(history.indices)).mean.max()
+
+        def acquisition(rows: np.ndarray) -> np.ndarray:
+            return log_expected_improvement(surrogates[0].predict(features(rows)), best)
+    else:
+        weights = rng.dirichlet(np.ones(len(surrogates)))
+        worst = values.min(0, initial=0.0)
+
+        def acquisition(rows: np.ndarray) -> np.ndarray:
+            bounds = [upper_confidence_bound(s.predict(features(rows)), 0.0, OPTIMISM) for s in surrogates]
+            return (weights * (np.stack(bounds, axis=1) - worst)).min(1)
+
+    parents = history.indices[np.argsort(-values.mean(1), kind="stable")[:PARENTS]]
+    row = candidates.maximize(acquisition, parents, rng)
+    if len(values) < MIN_MEASURED:
+        return row, None
+    return row, _in_score_units(surrogates[0].predict(features(row[None])), scales[0])
+
+
+def _fit(encoding: Encoding, history: History, values: np.ndarray) -> GaussianProcess:
+    """A surrogate of one objective that takes pending trials to end as predicted (the kriging believer)."""
+    surrogate = GaussianProcess(encoding.blocks)
+    measured, pending = encoding.features(history.indices), encoding.features(history.pending)
+    surrogate.fit(measured, values)
+    if len(pending):
+        surrogate.add(pending, surrogate.predict(pending).mean)
+    return surrogate
+
+
+def _in_score_units(prediction: Prediction, scale: RobustScale) -> Belief:
+    """Mean and standard deviation of a measurement, the latter from the interval of one deviation around the mean."""
+    mean, deviation = prediction.mean[0], np.hypot(prediction.aleatoric[0], prediction.epistemic[0])
+    low, middle, high = scale.inverse(mean + deviation * np.array([-1, 0, 1])).tolist()
+    return middle, (high - low) / 2
+
+
+PRESETS = {"default": propose, "paper": propose_paper}

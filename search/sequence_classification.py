@@ -1,0 +1,93 @@
+"""Classification and regression of texts and pairs of texts: what fine-tuning needs to know about such tasks."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+
+from .errors import UserError
+from .metrics import compute
+from .tasks import Task
+
+
+@dataclass(frozen=True)
+class SequenceClassification:
+    """One of GLUE's tasks, or one's own; a task with a single label is regression."""
+
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    auto_class = AutoModelForSequenceClassification
+
+    def config(self) -> dict[str, Any]:
+        """What the task says about the model's configuration."""
+        names = self.task.label_names or tuple(f"LABEL_{index}" for index in range(self.task.num_labels))
+        return {
+            "num_labels": self.task.num_labels,
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: index for index, name in enumerate(names)},
+            "problem_type": "regression" if self.task.num_labels == 1 else "single_label_classification",
+        }
+
+    def features(self, dataset: Dataset, split: str) -> Dataset:
+        """Token ids, labels and lengths of a split.
+
+        Raises:
+            UserError: A column is missing or a label is out of range.
+        """
+        task, place = self.task, f"{self.task.name}, {split}"
+        return encode(
+            dataset, self.tokenizer, task.text_columns, task.label_column, task.num_labels, self.max_length, place
+        )
+
+    def score(self, logits: np.ndarray, features: Dataset, dataset: Dataset) -> dict[str, float]:
+        """The task's metrics of logits (N, labels), in the order of the features."""
+        predictions = logits[:, 0] if self.task.num_labels == 1 else logits.argmax(-1)
+        return compute(self.task.metric, predictions, np.asarray(features["labels"]))
+
+
+@lru_cache(maxsize=32)
+def encode(dataset, tokenizer, text_columns, label_column, num_labels, max_length, place) -> Dataset:
+    """Checked and tokenised examples, in memory. Kept, because a search fine-tunes many encoders on a few tasks.
+
+    Args:
+        place: Where the data set comes from, for messages.
+    """
+    check_columns(dataset, (*text_columns, label_column), place)
+    check_labels(dataset[label_column], num_labels, place)
+    label_type = float if num_labels == 1 else int
+
+    def tokenize(batch):
+        texts = (batch[column] for column in text_columns)
+        encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
+        encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
+        encoded["labels"] = [label_type(label) for label in batch[label_column]]
+        return encoded
+
+    return dataset.map(tokenize, batched=True, remove_columns=dataset.column_names, keep_in_memory=True)
+
+
+def check_columns(dataset: Dataset, columns: Iterable[str], place: str) -> None:
+    """Raises UserError where a column is missing, or all rows are."""
+    for column in columns:
+        if column not in dataset.column_names:
+            raise UserError(f"{place}: no column {column!r}, there are {', '.join(dataset.column_names)}")
+    if len(dataset) == 0:
+        raise UserError(f"{place}: no examples")
+
+
+def check_labels(labels: Iterable, num_labels: int, place: str) -> None:
+    """Raises UserError at the first label that is no class, or for regression no number."""
+    accepted = f"whole numbers from 0 to {num_labels - 1}" if num_labels > 1 else "finite numbers"
+    for row, label in enumerate(labels):
+        if num_labels > 1:
+            good = isinstance(label, int) and 0 <= label < num_labels
+        else:
+            good = isinstance(label, (int, float)) and math.isfinite(label)
+        if not good:
+            raise UserError(f"{place}, row {row}: label {label!r}, accepted are {accepted}")

@@ -1,0 +1,279 @@
+"""The search itself: an Optuna study, and the loop that asks, evaluates and tells.
+
+The study is the only state. Its trials live in the run folder's SQLite file or in any Optuna storage that several
+workers share; whoever starts the same command again goes on where the study stands. Within a trial all processes of an
+`accelerate launch` train together: the main one talks to the study, the others follow its broadcasts.
+"""
+
+import os
+import random
+import socket
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import sqlalchemy
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.trial import FrozenTrial, TrialState
+
+from flexibert.spec import fingerprint, layers_to_dicts, parse_layers
+
+from .errors import UserError
+from .pretraining import TrainingDiverged
+from .progress import RunProgress
+from .samplers import create_sampler
+from .search_space import Architecture, SearchSpace
+
+
+MAX_FAILURES = 5
+MAX_REPEATS = 20
+
+Evaluate = Callable[[Architecture, Path], dict[str, float]]
+"""Trains an architecture, leaves its checkpoint in the folder and returns metrics with units in their names."""
+
+
+def open_study(url: str, name: str, identity: Mapping[str, Any], directions: Mapping[str, str]) -> optuna.Study:
+    """Creates a study or continues the one of this name.
+
+    Args:
+        url: Storage, any that Optuna's RDBStorage takes (`sqlite:///...`, `postgresql://...`).
+        identity: What may not change while a study grows (space, objective, budgets); plain JSON.
+        directions: Metric -> "maximize" or "minimize", one per objective.
+
+    Raises:
+        UserError: The storage does not answer, or holds a study of this name with another identity.
+    """
+    storage = open_storage(url)
+    existing = {summary.study_name for summary in optuna.get_all_study_summaries(storage, include_best_trial=False)}
+    if name in existing:
+        study = optuna.load_study(study_name=name, storage=storage)
+        stored = study.user_attrs.get("identity", {})
+        changed = [key for key in identity if stored.get(key) != identity[key]]
+        if changed:
+            raise UserError(
+                f"run {name!r} exists with another {', '.join(changed)}; "
+                "give the same options to continue it, or another --name"
+            )
+        return study
+    study = optuna.create_study(study_name=name, storage=storage, directions=list(directions.values()))
+    study.set_user_attr("identity", dict(identity))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(list(directions))
+    return study
+
+
+def open_storage(url: str) -> RDBStorage:
+    """Connects to a storage whose workers are noticed when they die; UserError where it does not answer."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            storage = RDBStorage(
+                url,
+                engine_kwargs={"connect_args": {"connect_timeout": 10}} if url.startswith("postgresql") else None,
+                heartbeat_interval=60,
+                grace_period=180,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
+            )
+    except Exception as error:  # sqlalchemy, its driver, or Optuna, each with classes of its own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"storage {url} does not answer: {reason}") from None
+    if storage.engine.dialect.name == "sqlite":
+        # By default SQLite waits for the disk after each of the dozens of values of a trial, a second in all. With a
+        # write-ahead log a killed process loses nothing either; only a power cut may cost the last trial.
+        sqlalchemy.event.listen(storage.engine, "connect", _do_not_wait_for_the_disk)
+        storage.engine.dispose()
+    return storage
+
+
+def _do_not_wait_for_the_disk(connection, _) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that trained an architecture, without repetitions of known ones."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return [trial for trial in trials if "duplicate_of" not in trial.user_attrs]
+
+
+def diverged(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials whose training failed, in contrast to those that were interrupted."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    return [trial for trial in trials if "failure" in trial.user_attrs]
+
+
+def best_trial(study: optuna.Study) -> FrozenTrial | None:
+    """The finished trial with the highest score; the first objective is the score."""
+    return max(finished(study), key=lambda trial: trial.values[0], default=None)
+
+
+def this_worker() -> dict[str, Any]:
+    """Identity of this process among all that ever worked on a study."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+
+
+def is_gone(worker: Mapping[str, Any]) -> bool:
+    """Whether a worker of this machine no longer runs; of other machines only their heartbeat tells."""
+    if worker.get("host") != socket.gethostname():
+        return False
+    try:
+        return psutil.Process(worker["pid"]).create_time() != worker["started"]
+    except psutil.NoSuchProcess:
+        return True
+
+
+def retry_interrupted(study: optuna.Study) -> int:
+    """Enqueues again what workers of this machine were killed in; returns how many trials."""
+    count = 0
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if is_gone(trial.user_attrs.get("worker", {})):
+            study.tell(trial.number, state=TrialState.FAIL)
+            study.enqueue_trial(trial.params)
+            count += 1
+    return count
+
+
+class Search:
+    """One worker of a search.
+
+    Args:
+        study: As `open_study` returns it; None on processes that are not the main one.
+        space: What is searched.
+        sampler: Name and options, see `samplers.create_sampler`.
+        evaluate: Trains one architecture; called on all processes.
+        objectives: Names of the metrics that are the trial's values, as many as the study has directions.
+        folder: Of the run.
+        seed: Of the sampler.
+        after_trial: Called on the main process with every trial that trained an architecture and its folder.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study | None,
+        space: SearchSpace,
+        sampler: Mapping[str, Any],
+        evaluate: Evaluate,
+        objectives: tuple[str, ...],
+        folder: Path,
+        seed: int,
+        accelerator: Accelerator,
+        progress: RunProgress,
+        after_trial: Callable[[FrozenTrial, Path], None] | None = None,
+    ):
+        self.study = study
+        self.space = space
+        self.sampler = sampler
+        self.evaluate = evaluate
+        self.objectives = objectives
+        self.folder = folder
+        self.seed = seed
+        self.accelerator = accelerator
+        self.progress = progress
+        self.after_trial = after_trial
+
+    def run(self, trials: int) -> None:
+        """Works until the study has so many finished trials, its own and other workers' together."""
+        if not self.accelerator.is_main_process:
+            self._follow()
+            return
+        self._lead(trials)
+        self._broadcast(None)
+
+    # --- main process ---------------------------------------------------------------------------------------------
+
+    def _lead(self, trials: int) -> None:
+        interrupted = retry_interrupted(self.study)
+        if interrupted:
+            self.progress.say(f"{interrupted} interrupted trial{'s' * (interrupted > 1)} will be done again")
+        best = best_trial(self.study)
+        self.progress.start_search(len(finished(self.study)), best.values[0] if best else None)
+        failures = repeats = 0
+        while (done := len(finished(self.study))) < min(trials, self.space.size() or trials):
+            seed = self.seed + 1000 * (done + len(diverged(self.study))) + repeats
+            self.study.sampler = create_sampler(self.sampler, self.space, seed)
+            if repeats >= MAX_REPEATS and not self._enqueue_unseen(seed):
+                self.progress.say("the sampler finds nothing new in this space; stopping early")
+                break
+            ended: list[FrozenTrial] = []
+            self.study.optimize(
+                self._objective,
+                n_trials=1,
+                catch=(TrainingDiverged,),
+                callbacks=[lambda study, trial: ended.append(trial)],  # noqa: B023
+            )
+            trial = ended[0]
+            repeats = repeats + 1 if trial.state == TrialState.PRUNED or "duplicate_of" in trial.user_attrs else 0
+            failures = failures + 1 if trial.state == TrialState.FAIL else 0
+            if trial.state == TrialState.COMPLETE and not repeats and self.after_trial is not None:
+                self.after_trial(trial, self.trial_folder(trial.number, trial.user_attrs["fingerprint"]))
+            if failures >= MAX_FAILURES:
+                raise UserError(f"{failures} trials in a row failed, the last one: {trial.user_attrs['failure']}")
+        if self.space.size() is not None and trials > self.space.size():
+            self.progress.say(f"the space has {self.space.size()} architectures, all of them are trained")
+
+    def trial_folder(self, number: int, name: str) -> Path:
+        return self.folder / "trials" / f"{number:04d}-{name}"
+
+    def _objective(self, trial: optuna.Trial) -> list[float]:
+        trial.set_user_attr("worker", this_worker())
+        layers = self.space.suggest(trial)
+        name = fingerprint(layers)
+        known = self._known(name, trial.number)
+        trial.set_user_attr("fingerprint", name)
+        trial.set_user_attr("layers", layers_to_dicts(layers))
+        if known is not None:
+            if known.state != TrialState.COMPLETE:
+                raise optuna.TrialPruned("another worker trains the same architecture, or its training has failed")
+            trial.set_user_attr("duplicate_of", known.number)
+            return known.values
+        self.progress.start_trial(f"trial {trial.number} {name}")
+        folder = self.trial_folder(trial.number, name)
+        self._broadcast((layers_to_dicts(layers), str(folder)))
+        try:
+            metrics = self.evaluate(layers, folder)
+        except TrainingDiverged as error:
+            trial.set_user_attr("failure", str(error))
+            self.progress.end_trial(None, str(error))
+            raise
+        trial.set_user_attr("metrics", metrics)
+        values = [metrics[objective] for objective in self.objectives]
+        self.progress.end_trial(values[0])
+        return values
+
+    def _known(self, name: str, number: int) -> FrozenTrial | None:
+        """The trial that has trained the architecture of this fingerprint, else one that trains it or failed."""
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        for trial in (*finished(self.study), *running, *diverged(self.study)):
+            if trial.user_attrs.get("fingerprint") == name and trial.number != number:
+                return trial
+        return None
+
+    def _enqueue_unseen(self, seed: int) -> bool:
+        """Makes the next trial a random architecture that no trial has; False where none is found."""
+        seen = {trial.user_attrs.get("fingerprint") for trial in self.study.get_trials(deepcopy=False)}
+        rng = random.Random(seed)
+        for _ in range(10_000):
+            layers = self.space.sample(rng)
+            if fingerprint(layers) not in seen:
+                self.study.enqueue_trial(self.space.parameters(layers))
+                return True
+        return False
+
+    # --- all processes --------------------------------------------------------------------------------------------
+
+    def _broadcast(self, message):
+        return broadcast_object_list([message])[0]
+
+    def _follow(self) -> None:
+        while (message := self._broadcast(None)) is not None:
+            layers, folder = message
+            try:
+                self.evaluate(parse_layers(layers), Path(folder))
+            except TrainingDiverged:  # the main process has told the study
+                continue

@@ -1,0 +1,287 @@
+"""The command as a user meets it: a whole search, kill and resume, two processes, and every line of bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from search.cli import main
+
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = {
+    "description": "seconds on a CPU",
+    "space": {
+        "num_layers": [1, 2],
+        "hidden_size": [16],
+        "num_heads": [2],
+        "operations": [{"op": "self_attention"}, {"op": "linear_transform"}, {"op": "dynamic_convolution"}],
+        "feed_forward_size": [16, 32],
+    },
+    "sampler": {"name": "random"},
+    "trials": 2,
+    "tasks": ["word_order"],
+    "vocab_size": 300,
+    "max_train_examples": 64,
+    "pretraining": {"steps": 4, "batch_size": 8, "sequence_length": 32, "learning_rate": 0.001},
+    "finetuning": {"max_steps": 2, "batch_size": 8, "max_length": 32},
+}
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A few thousand words of text whose sentences can be told apart."""
+    words = (
+        ["the", "a", "one", "small", "large", "red", "green", "blue", "fox", "dog", "cat", "bird", "runs", "sleeps", "jumps", "sees", "finds", "over", "under", "near"]
+    )
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    lines = []
+    for start in range(400):
+        picks = [words[(start * step + offset) % len(words)] for step, offset in ((3, 1), (5, 2), (7, 3), (11, 4))]
+        lines.append(" ".join(picks * 2).capitalize() + f" {start}. Then " + " ".join(picks[::-1]) + " again.")
+    path.write_text("\n\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def recipe(tmp_path, corpus):
+    return write_recipe(tmp_path, corpus)
+
+
+def write_recipe(tmp_path, corpus, **changes):
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps({**TINY, "corpus": str(corpus), **changes}), encoding="utf-8")
+    return str(path)
+
+
+def environment(**changes):
+    return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **changes}
+
+
+def command(*arguments, launcher=("-m", "search"), **kwargs):
+    """Runs the command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, *launcher, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment(**kwargs.pop("env", {})),
+        **kwargs,
+    )
+
+
+def test_a_search_leaves_a_run_folder_and_says_what_to_try(tmp_path, recipe):
+    done = command("run", "--recipe", recipe, "--runs", str(tmp_path / "runs"))
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "tiny"
+    summary = json.loads((folder / "summary.json").read_text())
+    trials = sorted(path.name for path in (folder / "trials").iterdir() if not path.name.startswith("."))
+    assert len(trials) == 2
+    for name in ("config.json", "model.safetensors", "README.md", "modeling_flexibert.py", "tokenizer.json"):
+        assert (folder / "best" / name).is_file(), name
+    assert (folder / "best" / "tasks" / "word_order" / "model.safetensors").is_file()
+    assert (folder / "report" / "report.md").is_file() and list((folder / "report").glob("*.png"))
+    assert "load it" in done.stdout and "fine-tune it" in done.stdout and "publish it" in done.stdout
+    assert str(folder / "best") in done.stdout
+    assert json.loads((folder / "best" / "config.json").read_text())["layers"] == summary["best"]["layers"]
+    assert "Traceback" not in done.stderr
+
+    published = command("publish", str(folder / "best"), "--repo-id", "someone/tiny")
+    assert published.returncode == 0 and "Nothing was uploaded" in published.stdout
+    again = command("report", str(folder))
+    assert again.returncode == 0 and "report.md" in again.stdout
+    scores = command(
+        "finetune", "--model", str(folder / "best"), "--tasks", "word_order", "--corpus", recipe_corpus(recipe),
+        "--max-train-examples", "32", "--epochs", "1", "--max-length", "32", "--output", str(tmp_path / "fine"),
+    )  # fmt: skip
+    assert scores.returncode == 0, scores.stderr
+    assert "word_order" in scores.stdout and "accuracy" in scores.stdout
+    assert (tmp_path / "fine" / "word_order" / "config.json").is_file()
+
+
+def recipe_corpus(recipe):
+    return json.loads(Path(recipe).read_text())["corpus"]
+
+
+@pytest.mark.parametrize("launcher", [("-m", "search"), ("search",)], ids=["module", "folder"])
+def test_accelerate_launches_both_ways(tmp_path, recipe, launcher):
+    script = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1")
+    arguments = ("run", "--recipe", recipe, "--runs", str(tmp_path / "runs"), "--trials", "1")
+    done = command(*launcher, *arguments, launcher=script, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "tiny" / "best" / "config.json").is_file()
+
+
+def test_two_processes_train_one_trial(tmp_path, recipe):
+    script = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29631", "-m", "search")
+    arguments = ("run", "--recipe", recipe, "--runs", str(tmp_path / "runs"))
+    done = command(*arguments, launcher=script, env={"ACCELERATE_USE_CPU": "true"})
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())
+    assert summary["best"]["metrics"]["score_percent"] > 0
+    assert done.stdout.count("Try next") == 1
+
+
+def test_a_killed_search_goes_on_with_the_same_command(tmp_path, corpus):
+    recipe = write_recipe(tmp_path, corpus, trials=3)
+    arguments = ["-m", "search", "run", "--recipe", recipe, "--runs", str(tmp_path / "runs")]
+    trials = tmp_path / "runs" / "tiny" / "trials"
+    process = subprocess.Popen([sys.executable, *arguments], env=environment(), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not (trials.is_dir() and any((path / "tasks").is_dir() for path in trials.iterdir())):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    done = command(*arguments[2:])
+    assert done.returncode == 0, done.stderr
+    whole = command("run", "--recipe", recipe, "--runs", str(tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    scores = [
+        sorted(
+            (trial["fingerprint"], trial["metrics"]["score_percent"]) for trial in completed(tmp_path / runs / "tiny")
+        )
+        for runs in ("runs", "whole")
+    ]
+    assert scores[0] == scores[1] and len(scores[0]) == 3
+
+
+def completed(folder):
+    import optuna
+
+    study = optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder / 'study.db'}")
+    return [
+        {"fingerprint": trial.user_attrs["fingerprint"], "metrics": trial.user_attrs["metrics"]}
+        for trial in study.trials
+        if trial.state.name == "COMPLETE" and "duplicate_of" not in trial.user_attrs
+    ]
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+
+def refused(capsys, *arguments) -> str:
+    """The one line that the command prints for a mistake."""
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    lines = output.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("search: error: "), output.err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"operations": [{"op": "self_atention"}]}, "unknown operation 'self_atention', known: self_attention"),
+        ({"num_heads": [3]}, "not a multiple of the 3 heads"),
+    ],
+)
+def test_bad_spaces(capsys, tmp_path, corpus, change, message):
+    recipe = write_recipe(tmp_path, corpus, space={**TINY["space"], **change})
+    assert message in refused(capsys, "run", "--recipe", recipe, "--runs", str(tmp_path / "runs"))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--recipe", "quickstrat"), "unknown recipe 'quickstrat', known: "),
+        (("--sampler", "tpee"), "unknown sampler 'tpee', known: random, tpe"),
+        (("--tasks", "colla"), "colla"),
+        (("--trials", "0"), "'0' is not accepted, expected a whole number of at least 1"),
+        (("--steps", "-1"), "'-1' is not accepted"),
+        (("--learning-rate", "nan"), "'nan' is not accepted"),
+        (("--storage", "postgresql://nobody@127.0.0.1:1/none"), "does not answer"),
+        (("--corpus", "no_such_file.txt"), "no_such_file.txt"),
+        (("--no-such-option",), "--no-such-option"),
+    ],
+)
+def test_bad_options(capsys, tmp_path, recipe, arguments, message):
+    base = () if "--recipe" in arguments else ("--recipe", recipe)
+    assert message in refused(capsys, "run", *base, "--runs", str(tmp_path / "runs"), *arguments)
+
+
+def test_empty_corpus(capsys, tmp_path):
+    (tmp_path / "empty.txt").write_text("", encoding="utf-8")
+    recipe = write_recipe(tmp_path, tmp_path / "empty.txt")
+    assert "empty.txt" in refused(capsys, "run", "--recipe", recipe, "--runs", str(tmp_path / "runs"))
+
+
+def test_corpus_shorter_than_a_sequence(capsys, tmp_path):
+    (tmp_path / "short.txt").write_text("A few words.\n\nAnd a few more.", encoding="utf-8")
+    recipe = write_recipe(tmp_path, tmp_path / "short.txt")
+    assert "32" in refused(capsys, "run", "--recipe", recipe, "--runs", str(tmp_path / "runs"))
+
+
+def test_missing_column(capsys, tmp_path):
+    (tmp_path / "data.csv").write_text("body\nsome text\n", encoding="utf-8")
+    recipe = write_recipe(tmp_path, tmp_path / "data.csv")
+    message = refused(capsys, "run", "--recipe", recipe, "--runs", str(tmp_path / "runs"))
+    assert "text" in message and "body" in message
+
+
+def test_folder_that_cannot_be_written(capsys, tmp_path, recipe):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert "cannot write to" in refused(capsys, "run", "--recipe", recipe, "--runs", str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    "changes, part",
+    [({"space": {**TINY["space"], "hidden_size": [32]}}, "space"), ({"tasks": ["next_sentence"]}, "objective")],
+)
+def test_a_run_of_another_kind_is_left_untouched(capsys, tmp_path, corpus, changes, part):
+    runs = str(tmp_path / "runs")
+    assert main(["run", "--recipe", write_recipe(tmp_path, corpus), "--runs", runs, "--trials", "1"]) == 0
+    capsys.readouterr()
+    folder = tmp_path / "runs" / "tiny"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "study.db" not in path.name}
+    message = refused(capsys, "run", "--recipe", write_recipe(tmp_path, corpus, **changes), "--runs", runs)
+    assert f"run 'tiny' exists with another {part}" in message
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "study.db" not in path.name}
+    assert before == after and len(completed(folder)) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("report", "nowhere"), "is no run folder"),
+        (("publish", "nowhere", "--repo-id", "a/b"), "nowhere"),
+        (("finetune", "--model", "nowhere", "--tasks", "word_order"), "nowhere"),
+        (("pretrain", "--architecture", "bert-minni", "--output", "{tmp}/out"), "bert-mini"),
+        (("frobnicate",), "frobnicate"),
+    ],
+)
+def test_other_commands(capsys, tmp_path, arguments, message):
+    assert message in refused(capsys, *(argument.format(tmp=tmp_path) for argument in arguments))
+
+
+def test_list_names_what_there_is(capsys):
+    assert main(["list"]) == 0
+    text = capsys.readouterr().out
+    for name in ("quickstart", "flexibert", "tpe", "cola", "word_order", "dynamic_convolution", "bert-mini"):
+        assert name in text
+
+
+@pytest.mark.parametrize("name", ["run", "pretrain", "finetune", "report", "publish", "list"])
+def test_every_command_has_help(capsys, name):
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    assert "usage: search" in capsys.readouterr().out
+
+
+def test_pretraining_a_named_architecture(tmp_path, corpus):
+    layers = [{"hidden_size": 16, "operations": [{"op": "self_attention", "num_heads": 2}], "feed_forward": [16]}]
+    (tmp_path / "layers.json").write_text(json.dumps(layers), encoding="utf-8")
+    done = command(
+        "pretrain", "--architecture", str(tmp_path / "layers.json"), "--corpus", str(corpus), "--steps", "4",
+        "--batch-size", "4", "--sequence-length", "32", "--output", str(tmp_path / "model"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["layers"] == layers
+    assert "validation loss" in done.stdout

@@ -1,0 +1,80 @@
+"""Recipes: those of the package are right, and what is wrong in others is said with its path."""
+
+import json
+
+import pytest
+
+from search.errors import UserError
+from search.recipe import Recipe, list_recipes, load_recipe, parse_recipe
+from search.samplers import create_sampler
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_of_the_package_loads(name):
+    recipe = load_recipe(name)
+    assert recipe.description
+    if recipe.space is not None:
+        create_sampler(recipe.sampler, recipe.space, seed=0)
+
+
+def test_the_papers_space_has_its_size():
+    assert load_recipe("flexibert").space.size() == 3_317_817_600
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_round_trip_through_json(name):
+    recipe = load_recipe(name)
+    data = {key: value for key, value in json.loads(json.dumps(recipe.to_dict())).items() if value is not None}
+    assert parse_recipe(data, "again") == recipe
+
+
+def write(tmp_path, **changes):
+    data = {"description": "d", "trials": 3, **changes}
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    return str(path)
+
+
+def test_a_file_overrules_defaults(tmp_path):
+    recipe = load_recipe(write(tmp_path, pretraining={"steps": 7}))
+    assert recipe == Recipe("d", trials=3, pretraining=recipe.pretraining)
+    assert recipe.pretraining.steps == 7 and recipe.pretraining.batch_size == 64
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"trial": 1}, "unknown key 'trial', known: description, space"),
+        ({"trials": "3"}, "trials: '3' is not accepted, expected int"),
+        ({"trials": True}, "trials: True is not accepted"),
+        ({"pretraining": {"step": 3}}, "pretraining: unknown key 'step', known: steps"),
+        (
+            {"pretraining": {"schedule": "cos"}},
+            "pretraining: schedule: 'cos' is not accepted, known: 'linear', 'cosine'",
+        ),
+        ({"pretraining": 5}, "pretraining: expected an object"),
+        ({"space": {"num_layers": [2]}}, "space: hidden_size is missing"),
+        ({"sampler": "tpe"}, "sampler: expected an object with a name"),
+    ],
+)
+def test_mistakes_are_named_with_their_path(tmp_path, changes, message):
+    path = write(tmp_path, **changes)
+    with pytest.raises(UserError) as error:
+        load_recipe(path)
+    assert message in str(error.value) and path in str(error.value) and "\n" not in str(error.value)
+
+
+def test_unknown_recipe_lists_the_known_ones():
+    with pytest.raises(UserError, match="unknown recipe 'quickstrat', known: .*quickstart"):
+        load_recipe("quickstrat")
+
+
+def test_file_that_is_not_there_or_not_json(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        load_recipe(str(tmp_path / "none.json"))
+    (tmp_path / "bad.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="is not JSON"):
+        load_recipe(str(tmp_path / "bad.json"))
+    (tmp_path / "list.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(UserError, match="expected an object"):
+        load_recipe(str(tmp_path / "list.json"))

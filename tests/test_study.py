@@ -1,0 +1,234 @@
+"""The search loop: counting, repetitions, failures, kills and resumption, with an evaluator that costs nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from accelerate import Accelerator
+from optuna.trial import TrialState
+
+from flexibert.spec import fingerprint
+from search.errors import UserError
+from search.pretraining import TrainingDiverged
+from search.progress import RunProgress
+from search.samplers import SAMPLERS, create_sampler
+from search.search_space import SearchSpace
+from search.study import Search, best_trial, finished, open_study, retry_interrupted
+
+
+ROOT = Path(__file__).resolve().parent.parent
+SPACE = {
+    "num_layers": [1, 2],
+    "hidden_size": [8, 16],
+    "num_heads": [2],
+    "operations": [{"op": "self_attention"}, {"op": "linear_transform"}],
+    "feed_forward_size": [8, 16],
+}
+DIRECTIONS = {"score_percent": "maximize"}
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def score(layers) -> float:
+    """Anything that depends on the whole architecture and is the same in every process."""
+    return int(fingerprint(layers)[:6], 16) / 0xFFFFFF * 100
+
+
+class Recorder:
+    """Evaluates at once and remembers what it was asked."""
+
+    def __init__(self, diverges=lambda layers: False):
+        self.seen = []
+        self.diverges = diverges
+
+    def __call__(self, layers, folder):
+        self.seen.append(fingerprint(layers))
+        if self.diverges(layers):
+            raise TrainingDiverged("the loss is nan at step 3")
+        return {"score_percent": score(layers), "parameters": 1}
+
+
+def make_search(tmp_path, evaluate, sampler="random", space=SPACE, name="run", **kwargs):
+    study = open_study(f"sqlite:///{tmp_path}/study.db", name, {"space": space}, DIRECTIONS)
+    space = SearchSpace.from_dict(space)
+    accelerator, progress = Accelerator(cpu=True), RunProgress(enabled=False)
+    options = {"name": sampler}
+    return Search(study, space, options, evaluate, ("score_percent",), tmp_path, 0, accelerator, progress, **kwargs)
+
+
+def outcome(study):
+    return [(trial.user_attrs["fingerprint"], trial.values) for trial in finished(study)]
+
+
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name in ("random", "tpe", "gp", "nsga2")])
+def test_every_sampler_trains_different_architectures(tmp_path, sampler):
+    evaluate = Recorder()
+    search = make_search(tmp_path, evaluate, sampler)
+    search.run(14)
+    assert len(evaluate.seen) == len(set(evaluate.seen)) == 14
+    assert len(finished(search.study)) == 14
+    assert best_trial(search.study).values[0] == max(score for _, (score,) in outcome(search.study))
+
+
+def test_repetitions_cost_nothing_and_are_marked(tmp_path):
+    small = {**SPACE, "num_layers": [1]}
+    evaluate = Recorder()
+    search = make_search(tmp_path, evaluate, "tpe", small)
+    search.run(8)
+    repeats = [trial for trial in search.study.trials if "duplicate_of" in trial.user_attrs]
+    assert len(evaluate.seen) == len(set(evaluate.seen)) == SearchSpace.from_dict(small).size() == 8
+    assert repeats
+    for trial in repeats:
+        assert trial.values == search.study.trials[trial.user_attrs["duplicate_of"]].values
+
+
+def test_more_trials_than_architectures_stops(tmp_path):
+    search = make_search(tmp_path, Recorder(), space={**SPACE, "num_layers": [1], "hidden_size": [8]})
+    search.run(50)
+    assert len(finished(search.study)) == 4
+
+
+def test_the_same_command_continues(tmp_path):
+    first, second, whole = Recorder(), Recorder(), Recorder()
+    make_search(tmp_path, first, "tpe").run(6)
+    search = make_search(tmp_path, second, "tpe")
+    search.run(12)
+    (tmp_path / "whole").mkdir()
+    uninterrupted = make_search(tmp_path / "whole", whole, "tpe")
+    uninterrupted.run(12)
+    assert len(first.seen) == 6 and len(second.seen) == 6
+    assert outcome(search.study) == outcome(uninterrupted.study)
+
+
+def test_a_diverged_trial_is_failed_with_its_reason(tmp_path):
+    evaluate = Recorder(diverges=lambda layers: layers[0].hidden_size == 8)
+    search = make_search(tmp_path, evaluate)
+    search.run(4)
+    failed = [trial for trial in search.study.trials if trial.state == TrialState.FAIL]
+    assert failed and all(trial.user_attrs["failure"] == "the loss is nan at step 3" for trial in failed)
+    assert len(finished(search.study)) == 4
+
+
+def test_a_search_in_which_everything_fails_ends(tmp_path):
+    search = make_search(tmp_path, Recorder(diverges=lambda layers: True))
+    with pytest.raises(UserError, match="5 trials in a row failed, the last one: the loss is nan"):
+        search.run(4)
+
+
+def test_another_space_is_refused_and_nothing_is_touched(tmp_path):
+    search = make_search(tmp_path, Recorder())
+    search.run(3)
+    before = outcome(search.study)
+    with pytest.raises(UserError, match="run 'run' exists with another space"):
+        make_search(tmp_path, Recorder(), space={**SPACE, "hidden_size": [8]})
+    assert outcome(make_search(tmp_path, Recorder()).study) == before
+
+
+@pytest.mark.parametrize("url", ["sqlite:////no/such/folder/study.db", "postgresql://u@127.0.0.1:1/x", "nonsense"])
+def test_storage_that_does_not_answer(url):
+    with pytest.raises(UserError, match="does not answer") as error:
+        open_study(url, "run", {}, DIRECTIONS)
+    assert "\n" not in str(error.value)
+
+
+def test_after_trial_is_told_every_trained_trial(tmp_path):
+    told = []
+    make_search(tmp_path, Recorder(), after_trial=lambda trial, folder: told.append((trial.number, folder.name))).run(
+        3
+    )
+    assert len(told) == 3
+    assert all(name.startswith(f"{number:04d}-") for number, name in told)
+
+
+def test_unknown_sampler_and_option_are_named():
+    space = SearchSpace.from_dict(SPACE)
+    with pytest.raises(UserError, match="unknown sampler 'tpee', known: random, tpe"):
+        create_sampler({"name": "tpee"}, space, 0)
+    with pytest.raises(UserError, match="sampler tpe has no option 'startup', known: n_startup_trials"):
+        create_sampler({"name": "tpe", "startup": 3}, space, 0)
+
+
+WORKER = """
+    import sys, time
+    from pathlib import Path
+    sys.path[:0] = [{tests!r}, {root!r}]
+    import test_study
+
+    def evaluate(layers, folder):
+        with open(Path({folder!r}) / "log", "a", encoding="utf-8") as log:
+            log.write(test_study.fingerprint(layers) + "\\n")
+        time.sleep({seconds})
+        return {{"score_percent": test_study.score(layers), "parameters": 1}}
+
+    test_study.make_search(Path({folder!r}), evaluate, "tpe").run({trials})
+"""
+
+
+def start_worker(folder, trials, seconds):
+    code = textwrap.dedent(WORKER).format(
+        tests=str(ROOT / "tests"), root=str(ROOT), folder=str(folder), trials=trials, seconds=seconds
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def wait_for_lines(path, count):
+    deadline = time.monotonic() + 120
+    while not path.exists() or len(path.read_text().splitlines()) < count:
+        assert time.monotonic() < deadline, "the worker does nothing"
+        time.sleep(0.05)
+
+
+def test_kills_lose_no_finished_trial_and_repeat_the_interrupted_one(tmp_path):
+    log = tmp_path / "log"
+    worker = start_worker(tmp_path, trials=8, seconds=0.4)
+    wait_for_lines(log, 3)
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    before = outcome(open_study(f"sqlite:///{tmp_path}/study.db", "run", {"space": SPACE}, DIRECTIONS))
+    interrupted = log.read_text().splitlines()[len(before) :]
+
+    evaluate = Recorder()
+    search = make_search(tmp_path, evaluate, "tpe")
+    search.run(8)
+    assert outcome(search.study)[: len(before)] == before
+    assert evaluate.seen[: len(interrupted)] == interrupted
+    assert not set(evaluate.seen) & {name for name, _ in before}
+
+    (tmp_path / "whole").mkdir()
+    whole = make_search(tmp_path / "whole", Recorder(), "tpe")
+    whole.run(8)
+    assert outcome(search.study) == outcome(whole.study)
+
+
+def test_two_workers_share_a_study(tmp_path):
+    open_study(f"sqlite:///{tmp_path}/study.db", "run", {"space": SPACE}, DIRECTIONS)
+    workers = [start_worker(tmp_path, trials=10, seconds=0.2) for _ in range(2)]
+    errors = [worker.communicate(timeout=240)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], errors
+    study = make_search(tmp_path, Recorder()).study
+    names = [name for name, _ in outcome(study)]
+    trained = (tmp_path / "log").read_text().splitlines()
+    assert len(names) == len(set(names)) >= 10
+    assert sorted(trained) == sorted(names)
+
+
+def test_running_trials_of_living_workers_are_left_alone(tmp_path):
+    search = make_search(tmp_path, Recorder())
+    trial = search.study.ask()
+    trial.set_user_attr("worker", {"host": "elsewhere", "pid": os.getpid(), "started": 0.0})
+    assert retry_interrupted(search.study) == 0
+    trial.set_user_attr("worker", json.loads(json.dumps({**search_worker(), "started": 0.0})))
+    assert retry_interrupted(search.study) == 1
+
+
+def search_worker():
+    from search.study import this_worker
+
+    return this_worker()
