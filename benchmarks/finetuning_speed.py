@@ -24,7 +24,6 @@ import transformers
 from transformers import AutoTokenizer, Trainer, default_data_collator
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
-from search.corpus import Corpus
 from search.finetuning import FinetuningBudget, build_arguments, finetune, load_model, quiet
 from search.metrics import compute, primary
 from search.sequence_classification import SequenceClassification
@@ -67,7 +66,8 @@ def finetune_like_the_example(
         seconds = time.perf_counter() - started
         output = trainer.predict(validation)
     predictions = output.predictions[:, 0] if task.num_labels == 1 else output.predictions.argmax(-1)
-    return steps * budget.batch_size / seconds, primary(task.metric, compute(task.metric, predictions, output.label_ids))
+    score = primary(task.metric, compute(task.metric, predictions, output.label_ids))
+    return steps * budget.batch_size / seconds, score
 
 
 def finetune_here(model_dir: Path, task: Task, tokenizer, budget: FinetuningBudget, seed: int) -> tuple[float, float]:
@@ -106,21 +106,24 @@ def show(measured: dict[str, dict], ratio: float) -> None:
     print(f"ratio of speeds: {ratio:.2f}")
 
 
-def main() -> None:
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--glue", required=True, help="folder of GLUE in the layout of nyu-mll/glue")
     parser.add_argument("--tokenizer", required=True, help="folder of a tokenizer")
-    parser.add_argument("--model", type=Path, help="folder of an encoder (default: BERT-Tiny's shape with random weights)")
+    parser.add_argument("--model", type=Path, help="folder of an encoder (default: BERT-Tiny's shape, random weights)")
     parser.add_argument("--task", default="sst2", help="GLUE task with one validation split (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each way, one per seed (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=300, help="optimiser steps per run (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "finetuning_speed.json")
-    options = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    options = parse_options()
     warnings.simplefilter("ignore", RuntimeWarning)
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
-    (task,) = load_tasks([options.task], NO_CORPUS, glue=options.glue)
+    (task,) = load_tasks([options.task], None, glue=options.glue)
     budget = FinetuningBudget(max_steps=options.steps, learning_rate=options.learning_rate)
     with tempfile.TemporaryDirectory() as folder:
         model_dir = options.model or Path(folder)
@@ -129,17 +132,16 @@ def main() -> None:
             config = FlexiBertConfig(vocab_size=len(tokenizer), layers=[BERT_TINY_LAYER] * 2)
             FlexiBertForMaskedLM(config).save_pretrained(model_dir)
         measured = measure(model_dir, task, tokenizer, budget, options.rounds)
-    speeds = [values["median_examples_per_second"] for values in measured.values()]
-    ratio = speeds[1] / speeds[0]
-    show(measured, ratio)
-    lengths = [len(ids) for ids in tokenizer(*(list(task.train[c]) for c in task.text_columns))["input_ids"]]
+    slow, fast = (values["median_examples_per_second"] for values in measured.values())
+    show(measured, fast / slow)
+    texts = (list(task.train[column]) for column in task.text_columns)
     record = {
         "task": task.name,
-        "model": str(options.model.name) if options.model else "BERT-Tiny's shape, random weights",
+        "model": options.model.name if options.model else "BERT-Tiny's shape, random weights",
         "budget": asdict(budget),
-        "mean_tokens_per_example": float(np.mean(lengths)),
+        "mean_tokens_per_example": float(np.mean([len(ids) for ids in tokenizer(*texts)["input_ids"]])),
         "ways": measured,
-        "ratio_of_median_speeds": ratio,
+        "ratio_of_median_speeds": fast / slow,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},

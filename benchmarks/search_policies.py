@@ -3,14 +3,15 @@
     python benchmarks/search_policies.py --table ../shared/bench/nas_bench_bert/architectures.json --mode pool \
         --policies boshnas,random,forest-ei --seeds 30 --evaluations 100 --output pool.json
 
-`--mode pool`: a policy may only choose encoders of the table. boshnas and forest-ei rank them; what other policies
-propose is replaced by the nearest encoder that is still unmeasured (fewest differing parameters), and they are told so.
-`--mode oracle`: a forest of 100 trees fitted on the table answers for all 10,621,440 encoders of NAS-Bench-BERT's space
-(Serianni and Kalita 2023), noiselessly. An encoder that is proposed twice costs two evaluations.
+`--mode pool`: a policy may only choose encoders of the table. boshnas and forest-ei rank them; what others propose is
+replaced by the nearest encoder that is still unmeasured (fewest differing parameters), and they are told so.
+`--mode oracle`: a forest of 100 trees fitted on the table answers for all 10,621,440 encoders of NAS-Bench-BERT's
+space (Serianni and Kalita 2023), noiselessly. An encoder that is proposed twice costs two evaluations.
 
 Runs are paired: one seed means one stream of random numbers for all policies. The output file is {"mode", "table",
 "policies": {name: {"scores": [[score of each evaluation in order] for each seed], "seconds": [policy time for each
-seed]}}}; seconds hold proposing alone, not measuring. Results and what they mean: `benchmarks/results/README.md`.
+seed]}}}; seconds are processor time of
+proposing alone, not of measuring. Results and what they mean: `benchmarks/results/README.md`.
 """
 
 import argparse
@@ -128,7 +129,9 @@ def pool_problem(architectures: Sequence[Architecture], scores: np.ndarray) -> P
     members = encoding.indices([SPACE.parameters(layers) for layers in architectures])
     table = {row.tobytes(): score for row, score in zip(members, scores)}
     good = np.sort(scores)[-int(np.ceil(0.01 * len(scores)))]
-    return Problem(encoding, lambda rows: np.array([table[row.tobytes()] for row in rows]), scores.max(), good, members)
+    return Problem(
+        encoding, lambda rows: np.array([table[row.tobytes()] for row in rows]), scores.max(), good, members
+    )
 
 
 def oracle_problem(architectures: Sequence[Architecture], scores: np.ndarray) -> Problem:
@@ -262,10 +265,10 @@ def run(create: Callable[[Problem, int], Policy], problem: Problem, seed: int, e
     """Scores of one run in order, and the seconds that its policy took to propose."""
     if problem.members is not None:
         evaluations = min(evaluations, len(problem.members))
-    started = time.perf_counter()
+    started = time.process_time()
     policy = create(problem, seed)
     proposal = next(policy)
-    seconds, scores, taken = time.perf_counter() - started, [], set()
+    seconds, scores, taken = time.process_time() - started, [], set()
     while True:
         row = problem.row(proposal)
         if problem.members is not None:
@@ -274,9 +277,9 @@ def run(create: Callable[[Problem, int], Policy], problem: Problem, seed: int, e
         scores.append(float(problem.scores(row[None])[0]))
         if len(scores) == evaluations:
             return scores, seconds
-        started = time.perf_counter()
+        started = time.process_time()
         proposal = policy.send((problem.architecture(row), scores[-1]))
-        seconds += time.perf_counter() - started
+        seconds += time.process_time() - started
 
 
 def summary(runs: Sequence[tuple[list[float], float]], problem: Problem) -> str:

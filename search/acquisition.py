@@ -8,7 +8,7 @@ Notation: N candidates; best: the highest value measured so far; z = (mean - bes
 """
 
 import numpy as np
-from scipy.special import erfcx, log_ndtr
+from scipy.special import erfcx, ndtr
 
 from .surrogate import Prediction
 
@@ -20,9 +20,7 @@ def upper_confidence_bound(
     return prediction.mean + aleatoric_weight * prediction.aleatoric + epistemic_weight * prediction.epistemic
 
 
-def uncertainty(
-    prediction: Prediction, aleatoric_weight: float = 0.5, epistemic_weight: float = 0.5
-) -> np.ndarray:
+def uncertainty(prediction: Prediction, aleatoric_weight: float = 0.5, epistemic_weight: float = 0.5) -> np.ndarray:
     """k1 * aleatoric + k2 * epistemic, (N,): FlexiBERT's uncertainty sampling takes the largest."""
     return aleatoric_weight * prediction.aleatoric + epistemic_weight * prediction.epistemic
 
@@ -37,12 +35,14 @@ def log_expected_improvement(prediction: Prediction, best: float) -> np.ndarray:
 
 
 def _log_h(z: np.ndarray) -> np.ndarray:
-    """log(phi(z) + z Phi(z)) of the standard normal density phi and distribution Phi, without cancellation (Eq. 9)."""
-    z = np.asarray(z, dtype=float)
+    """log(phi(z) + z Phi(z)) of the standard normal density phi and distribution Phi, free of cancellation (Eq. 9)."""
     log_density = -0.5 * z**2 - 0.5 * np.log(2 * np.pi)
-    near = np.maximum(z, -1.0)
-    direct = np.log(np.exp(-0.5 * near**2 - 0.5 * np.log(2 * np.pi)) + near * np.exp(log_ndtr(near)))
-    tail = np.clip(z, -1e4, -1.0)  # 1 + z Phi/phi; beyond 1e4 its leading term 1/z² is exact
-    ratio = 1 + tail * np.sqrt(np.pi / 2) * erfcx(-tail / np.sqrt(2))
-    far = np.log(np.where(tail > -1e3, np.maximum(ratio, 1e-300), 1 / tail**2)) - 2 * np.log(np.maximum(z / tail, 1.0))
-    return np.where(z > -1, direct, log_density + far)
+    near, middle, far = np.maximum(z, -1.0), np.clip(z, -1e3, -1.0), np.minimum(z, -1e3)
+    return np.select(
+        [z > -1, z > -1e3],
+        [
+            np.log(np.exp(-0.5 * near**2) / np.sqrt(2 * np.pi) + near * ndtr(near)),
+            log_density + np.log1p(middle * np.sqrt(np.pi / 2) * erfcx(-middle / np.sqrt(2))),
+        ],
+        log_density - 2 * np.log(-far),
+    )

@@ -56,6 +56,7 @@ lightweight convolutions and searched attention graphs are added."""
 
 INPUT, OUTPUT, ADD_NORM = Label("input"), Label("output"), Label("add_norm")
 
+
 def _graph_name(nodes):
     digest = hashlib.sha256("\n".join(nodes).encode()).hexdigest()[:8]
     return f"{len(nodes):02d}-{digest}"
@@ -140,8 +141,15 @@ def graph_hash(graph: ArchitectureGraph, algorithm: str = "sha256", label: Calla
     hashes = [digest(str((len(targets[v]), len(sources[v]), label(graph.labels[v])))) for v in vertices]
     for _ in range(5):
         hashes = [
-            digest("|".join(("".join(sorted(hashes[u] for u in sources[v])),
-                             "".join(sorted(hashes[u] for u in targets[v])), hashes[v])))
+            digest(
+                "|".join(
+                    (
+                        "".join(sorted(hashes[u] for u in sources[v])),
+                        "".join(sorted(hashes[u] for u in targets[v])),
+                        hashes[v],
+                    )
+                )
+            )
             for v in vertices
         ]
     return digest(str(sorted(hashes)))

@@ -185,6 +185,20 @@ def _add_run(commands) -> None:
     parser.add_argument(
         "--storage", help="Optuna storage URL, for workers on several machines; by default SQLite in the run folder"
     )
+    group = parser.add_argument_group("objectives and limits")
+    group.add_argument(
+        "--objectives",
+        type=names,
+        default=("score_percent",),
+        help="score_percent, and after a comma what it is weighed against: parameters or latency_ms",
+    )
+    group.add_argument("--max-parameters", type=positive, metavar="N", help="of an encoder with its embeddings")
+    group.add_argument(
+        "--max-latency-ms",
+        type=positive_float,
+        metavar="MS",
+        help="median milliseconds of a forward pass on one sequence on this machine, measured after warm-up",
+    )
     _add_data(parser, recipe=True)
     _add_tasks(parser, recipe=True)
     _add_budget(parser, recipe=True)

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from .corpus import Corpus, load_corpus, load_tokenizer, tokenized_blocks
 from .cost import count_parameters, forward_flops, peak_flops_per_second
 from .describe import head_group
 from .errors import UserError
-from .evaluator import SCORE, Evaluator, build_config, pretraining_card
+from .evaluator import LATENCY, SCORE, Evaluator, build_config, pretraining_card
 from .files import replace_file, replace_folder
 from .finetuning import FinetuningBudget
 from .finetuning_runs import finetune_tasks, summarize
@@ -36,9 +37,10 @@ from .progress import RunProgress, duration
 from .publish import push, save_checkpoint
 from .recipe import Recipe, list_recipes, load_recipe
 from .report import summarise, write_report
-from .samplers import SAMPLERS, create_sampler
+from .samplers import SAMPLERS, Feasible, create_sampler
+from .search_space import Architecture
 from .study import Search, best_trial, finished, open_study
-from .tasks import load_tasks
+from .tasks import SELF_MADE_TASKS, load_tasks
 
 
 def run(options) -> None:
@@ -49,13 +51,14 @@ def run(options) -> None:
     create_sampler(recipe.sampler, recipe.space, seed=0)  # an unknown name shall not wait for the data
     folder = Path(options.runs) / (options.name or Path(options.recipe).stem)
     accelerator = start(options, folder)
-    objectives = {SCORE: "maximize"}
+    objectives = choose_objectives(options.objectives)
     study = None
     if accelerator.is_main_process:
         url = options.storage or f"sqlite:///{folder / 'study.db'}"
         study = open_study(url, folder.name, identity(recipe, options), objectives)
     with RunProgress(recipe.trials, accelerator.is_main_process) as progress:
         evaluator = build_evaluator(recipe, options, accelerator, progress, Path(options.runs))
+        evaluator.measure_latency = LATENCY in objectives or options.max_latency_ms is not None
         search = Search(
             study,
             recipe.space,
@@ -66,11 +69,38 @@ def run(options) -> None:
             options.seed,
             accelerator,
             progress,
+            feasible=limits(evaluator, options),
             after_trial=lambda trial, trial_folder: keep_best(study, trial, trial_folder, folder),
         )
         search.run(recipe.trials)
     if accelerator.is_main_process:
-        conclude(study, folder)
+        conclude(study, folder, task=recipe.tasks[0] if recipe.tasks else "word_order")
+
+
+def choose_objectives(names: tuple[str, ...]) -> dict[str, str]:
+    """Metric -> direction; UserError for what cannot be an objective."""
+    known = {SCORE: "maximize", "parameters": "minimize", LATENCY: "minimize"}
+    for name in names:
+        if name not in known:
+            raise UserError(f"unknown objective {name!r}, known: {', '.join(known)}")
+    if names[:1] != (SCORE,) or len(set(names)) != len(names):
+        raise UserError(f"--objectives: expected {SCORE}, and after a comma any of parameters, {LATENCY}")
+    return {name: known[name] for name in names}
+
+
+def limits(evaluator: Evaluator, options) -> Feasible | None:
+    """Whether an architecture keeps within --max-parameters and --max-latency-ms, each measured once."""
+    if options.max_parameters is None and options.max_latency_ms is None:
+        return None
+
+    @cache
+    def feasible(layers: Architecture) -> bool:
+        config = evaluator.config(layers)
+        if options.max_parameters is not None and count_parameters(config) > options.max_parameters:
+            return False
+        return options.max_latency_ms is None or evaluator.latency_ms(config) <= options.max_latency_ms
+
+    return feasible
 
 
 def start(options, folder: Path) -> Accelerator:
@@ -112,7 +142,11 @@ def identity(recipe: Recipe, options) -> dict[str, Any]:
     data = json.loads(json.dumps(recipe.to_dict()))
     for free in ("description", "sampler", "trials"):
         del data[free]
-    objective = {"tasks": data.pop("tasks"), "glue": options.glue if recipe.tasks else None}
+    objective = {
+        "objectives": list(options.objectives),
+        "tasks": data.pop("tasks"),
+        "glue": options.glue if recipe.tasks else None,
+    }
     return {"space": data.pop("space"), "objective": objective, "seed": options.seed, **data}
 
 
@@ -168,28 +202,35 @@ def keep_best(study: optuna.Study, trial, trial_folder: Path, folder: Path) -> N
             shutil.copytree(trial_folder, aside, dirs_exist_ok=True)
 
 
-def conclude(study: optuna.Study, folder: Path) -> None:
+def conclude(study: optuna.Study, folder: Path, task: str) -> None:
     """Writes summary and report, and says what was found and what can be done with it."""
     replace_file(folder / "summary.json", json.dumps(summarise(study), indent=2, allow_nan=False))
     write_report(study, folder / "report")
     best = best_trial(study)
     if best is None:
         raise UserError("no trial finished, there is no encoder to keep")
-    layers = parse_layers(best.user_attrs["layers"])
     metrics = best.user_attrs["metrics"]
-    seconds = sum(trial.duration.total_seconds() for trial in finished(study))
-    checkpoint = folder / "best"
-    python = interpreter()
-    print(f"""
-Found in {len(finished(study))} trials and {duration(seconds)}: trial {best.number}, architecture {best.user_attrs["fingerprint"]}
-  score {metrics["score_percent"]:.2f} %, {metrics["parameters"]:,} parameters
-{describe(layers)}
-  checkpoint {checkpoint}, report {folder / "report" / "report.md"}
-
-Try next
-  load it       {python} -c "from transformers import pipeline; print(pipeline('fill-mask', '{checkpoint}', trust_remote_code=True)('This is a [MASK] .')[0])"
-  fine-tune it  {python} -m search finetune --model {checkpoint} --tasks word_order
-  publish it    {python} -m search publish {checkpoint} --repo-id YOUR_NAME/{folder.name} --push""")
+    trials = finished(study)
+    seconds = sum(trial.duration.total_seconds() for trial in trials)
+    checkpoint, python = folder / "best", interpreter()
+    load = (
+        f"from transformers import pipeline; fill = pipeline('fill-mask', '{checkpoint}', trust_remote_code=True); "
+        "print(fill('The result is a [MASK].'.replace('[MASK]', fill.tokenizer.mask_token)))"
+    )
+    lines = [
+        "",
+        f"Found in {len(trials)} trials and {duration(seconds)} of training:",
+        f"  trial {best.number}, architecture {best.user_attrs['fingerprint']}, score {metrics[SCORE]:.2f} %, "
+        f"{metrics['parameters']:,} parameters",
+        describe(parse_layers(best.user_attrs["layers"])),
+        f"  checkpoint {checkpoint}, report {folder / 'report' / 'report.md'}",
+        "",
+        "Try next:",
+        f'  load it       {python} -c "{load}"',
+        f"  fine-tune it  {python} -m search finetune --model {checkpoint} --tasks {task}",
+        f"  publish it    {python} -m search publish {checkpoint} --repo-id YOUR_NAME/{folder.name} --push",
+    ]
+    print("\n".join(lines))
 
 
 def describe(layers) -> str:
@@ -246,7 +287,7 @@ def pretrain_one(options) -> None:
         )
         accelerator.end_training()
         if accelerator.is_main_process:
-            card = pretraining_card(output.name, data.corpus, budget, result, options.seed)
+            card = pretraining_card(output.name, data.corpus.name, budget, result, options.seed)
             save_checkpoint(model, data.tokenizer, output, card)
             shutil.rmtree(training, ignore_errors=True)
             progress.say(
@@ -366,7 +407,7 @@ def list_all(options) -> None:
     tables = {
         "recipes": list_recipes(),
         "samplers": {name: text for name, (text, _) in SAMPLERS.items()},
-        "tasks": {**GLUE_TASKS, **SELF_MADE_TASKS},
+        "tasks": {**dict.fromkeys(GLUE_TASKS, "GLUE"), **SELF_MADE_TASKS},
         "operations": {op: cls.__doc__.splitlines()[0] for op, cls in OPERATIONS.items()},
         "architectures": {name: f"{len(architecture(name))} layers" for name in list_architectures()},
     }

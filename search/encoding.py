@@ -1,4 +1,4 @@
-"""Architectures of a space as rows of numbers: choice indices to move about in, features for a surrogate to learn from.
+"""Architectures of a space as rows of numbers: indices of choices to move about in, features for a surrogate.
 
 A surrogate judges thousands of candidates per proposal, far more than layers can be built, so everything here works on
 matrices of indices into `SearchSpace.choices` and only the winner becomes an architecture.
@@ -137,7 +137,9 @@ class Encoding:
             "size": np.stack([depth, width, np.log((weights * present).sum(1))], axis=1),
             "composition": traits.sum(1) / depth[:, None],
             "order": (traits * (place * present)[..., None]).sum(1) / depth[:, None],
-            "position": np.concatenate([present.astype(float), traits.reshape(len(indices), np.prod(traits.shape[1:]))], axis=1),
+            "position": np.concatenate(
+                [present.astype(float), traits.reshape(len(indices), np.prod(traits.shape[1:]))], axis=1
+            ),
         }
 
     def _units(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 
-from .cost import count_parameters
+from .cost import count_parameters, measure_latency_ms
 from .finetuning import FinetuningBudget, FinetuningResult, finetune
 from .metrics import GLUE_TASKS
 from .model_card import CardFacts, Score, write_card
@@ -25,6 +25,7 @@ from .tasks import Task
 
 
 SCORE = "score_percent"
+LATENCY = "latency_ms"
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Evaluator:
         tasks: Whose mean primary metric is the score; none scores by masked token accuracy.
         glue: Where GLUE tasks came from, a folder or a Hub id.
         search: What a model card says about how the architecture was found.
+        measure_latency: Whether trials have the metric `latency_ms`.
     """
 
     corpus: str
@@ -53,6 +55,7 @@ class Evaluator:
     progress: RunProgress
     glue: str
     search: Mapping[str, Any]
+    measure_latency: bool = False
 
     def __call__(self, layers: Architecture, folder: Path) -> dict[str, float]:
         """Trains an encoder and leaves its checkpoint in `folder`, with one fine-tuned checkpoint per task beneath.
@@ -63,9 +66,7 @@ class Evaluator:
         Raises:
             TrainingDiverged: A loss was not finite.
         """
-        config = build_config(
-            layers, self.tokenizer, max(self.pretraining.sequence_length, self._max_length), self.model
-        )
+        config = self.config(layers)
         set_seed(self.seed)
         model = FlexiBertForMaskedLM(config)
         total = self.pretraining.steps
@@ -85,11 +86,17 @@ class Evaluator:
         results = {task.name: self._finetune(task, folder) for task in self.tasks}
         if self.accelerator.is_main_process:
             write_card(folder, self.card(folder.name, pretrained, results))
-        return collect_metrics(count_parameters(config), pretrained, results)
+        metrics = collect_metrics(count_parameters(config), pretrained, results)
+        return {**metrics, LATENCY: self.latency_ms(config)} if self.measure_latency else metrics
 
-    @property
-    def _max_length(self) -> int:
-        return self.finetuning.max_length if self.tasks else 0
+    def config(self, layers: Architecture) -> FlexiBertConfig:
+        """The configuration of a candidate."""
+        longest = max(self.pretraining.sequence_length, self.finetuning.max_length if self.tasks else 0)
+        return build_config(layers, self.tokenizer, longest, self.model)
+
+    def latency_ms(self, config: FlexiBertConfig) -> float:
+        """Median milliseconds of a candidate's forward pass on one sequence of the pretraining length."""
+        return measure_latency_ms(config, self.pretraining.sequence_length, device=self.accelerator.device)
 
     def _finetune(self, task: Task, folder: Path) -> FinetuningResult:
         self.progress.update(f"fine-tuning on {task.name}", 0, 1)

@@ -34,6 +34,14 @@ class Program:
             shapes[node.name] = result_shape(node.primitive, [shapes[operand] for operand in node.operands])
         return shapes
 
+    def live(self) -> tuple[Node, ...]:
+        """The nodes that the outputs depend on."""
+        names = set(self.outputs)
+        for node in reversed(self.nodes):
+            if node.name in names:
+                names.update(node.operands)
+        return tuple(node for node in self.nodes if node.name in names)
+
     def places(self) -> list[tuple[int, int]]:
         """Every place where a value is read."""
         return [(i, j) for i, reader in enumerate(self._readers()) for j in range(len(reader))]

@@ -36,7 +36,7 @@ from flexibert.attention_graph import (
 )
 
 from .errors import UserError
-from .graph_edits import EDITS, Choose, Program, fit
+from .graph_edits import EDITS, Choose, Program, fit, insert_node
 
 
 TOKEN_WISE = ("neg", "scale", "logsigmoid", "softsign", "softmax", "add")
@@ -159,15 +159,10 @@ class GraphSpace:
 
     def _parameters(self, program: Program) -> tuple[str, ...]:
         """Names of the parameters that a program, whose nodes are named after slots, depends on."""
-        live = set(program.outputs)
-        for node in reversed(program.nodes):
-            if node.name in live:
-                live.update(node.operands)
-        names = []
-        for node in program.nodes:
-            if node.name in live:
-                names += [f"{node.name}.{part}" for part in ("primitive", *_SIDES[: len(node.operands)])]
-        return (*names, *self._outputs)
+        nodes = (
+            f"{node.name}.{part}" for node in program.live() for part in ("primitive", *_SIDES[: len(node.operands)])
+        )
+        return (*nodes, *self._outputs)
 
     def encode(self, graph: AttentionGraph, prefix: str = "") -> dict[str, str]:
         """The parameter values that spell a graph; inverse of `decode`. The others are at their first value.
@@ -194,13 +189,11 @@ class GraphSpace:
 
     def _graph(self, program: Program) -> AttentionGraph | None:
         """The canonical graph of a program, or None where the space has no such graph."""
+        nodes = program.live()
         if self.mode == "tail":
-            nodes = program.nodes + _tail(*program.outputs)
-        else:
-            names = [node.name for node in program.nodes]
-            if program.outputs[0] not in names:
-                return None
-            nodes = program.nodes[: names.index(program.outputs[0]) + 1]
+            nodes += _tail(*program.outputs)
+        elif not nodes:
+            return None
         graph = canonical(AttentionGraph(nodes))
         legal = len(graph.nodes) <= self.max_nodes and graph.mixes_tokens() and growth(graph) <= MAX_GROWTH
         return graph if legal else None
@@ -241,11 +234,13 @@ class GraphSpace:
         """
         program, graph = self._program(graph), canonical(graph)
         choose = choose or (lambda position, options: rng.choice(options))
+        full = len(program.nodes) == len(self._slots)
+        edits = [edit for edit in EDITS if not (full and edit is insert_node)]
         while True:
             if rng.random() < RESTART_RATE:
                 mutant = self.sample(rng)
             else:
-                edited = rng.choice(EDITS)(program, self._primitives, rng, choose)
+                edited = rng.choice(edits)(program, self._primitives, rng, choose)
                 mutant = None if edited is None else self._graph(edited)
             if mutant not in (None, graph):
                 return mutant

@@ -78,7 +78,7 @@ class RunProgress:
                 self._phase, description=description, completed=done, total=total, visible=True, detail=detail
             )
         elif self.enabled and done >= total:
-            self.say(f"{self.label} {phase} {done}/{total} steps  {detail}".strip())
+            self.say(f"{self.label}  {phase} done  {detail}".strip())
 
     def end_trial(self, score: float | None, note: str = "") -> None:
         """The trial ended, with its score in percent or, if it failed or was known already, with a note."""

@@ -26,7 +26,7 @@ from flexibert.spec import fingerprint, layers_to_dicts, parse_layers
 from .errors import UserError
 from .pretraining import TrainingDiverged
 from .progress import RunProgress
-from .samplers import create_sampler
+from .samplers import Feasible, create_sampler
 from .search_space import Architecture, SearchSpace
 
 
@@ -150,6 +150,7 @@ class Search:
         objectives: Names of the metrics that are the trial's values, as many as the study has directions.
         folder: Of the run.
         seed: Of the sampler.
+        feasible: Which architectures keep within the limits of the search; others are passed over.
         after_trial: Called on the main process with every trial that trained an architecture and its folder.
     """
 
@@ -164,6 +165,7 @@ class Search:
         seed: int,
         accelerator: Accelerator,
         progress: RunProgress,
+        feasible: Feasible | None = None,
         after_trial: Callable[[FrozenTrial, Path], None] | None = None,
     ):
         self.study = study
@@ -175,6 +177,7 @@ class Search:
         self.seed = seed
         self.accelerator = accelerator
         self.progress = progress
+        self.feasible = feasible
         self.after_trial = after_trial
 
     def run(self, trials: int) -> None:
@@ -196,7 +199,7 @@ class Search:
         failures = repeats = 0
         while (done := len(finished(self.study))) < min(trials, self.space.size() or trials):
             seed = self.seed + 1000 * (done + len(diverged(self.study))) + repeats
-            self.study.sampler = create_sampler(self.sampler, self.space, seed)
+            self.study.sampler = create_sampler(self.sampler, self.space, seed, self.feasible)
             if repeats >= MAX_REPEATS and not self._enqueue_unseen(seed):
                 self.progress.say("the sampler finds nothing new in this space; stopping early")
                 break
@@ -232,6 +235,8 @@ class Search:
                 raise optuna.TrialPruned("another worker trains the same architecture, or its training has failed")
             trial.set_user_attr("duplicate_of", known.number)
             return known.values
+        if not self._is_feasible(layers):
+            raise optuna.TrialPruned("beyond the limits of the search")
         self.progress.start_trial(f"trial {trial.number} {name}")
         folder = self.trial_folder(trial.number, name)
         self._broadcast((layers_to_dicts(layers), str(folder)))
@@ -245,6 +250,9 @@ class Search:
         values = [metrics[objective] for objective in self.objectives]
         self.progress.end_trial(values[0])
         return values
+
+    def _is_feasible(self, layers: Architecture) -> bool:
+        return self.feasible is None or self.feasible(layers)
 
     def _known(self, name: str, number: int) -> FrozenTrial | None:
         """The trial that has trained the architecture of this fingerprint, else one that trains it or failed."""
@@ -260,7 +268,7 @@ class Search:
         rng = random.Random(seed)
         for _ in range(10_000):
             layers = self.space.sample(rng)
-            if fingerprint(layers) not in seen:
+            if fingerprint(layers) not in seen and self._is_feasible(layers):
                 self.study.enqueue_trial(self.space.parameters(layers))
                 return True
         return False

@@ -41,7 +41,9 @@ def score(layers):
 
 
 def search(space, trials, sampler=None, objective=score, **kwargs):
-    study = optuna.create_study(direction="maximize", sampler=sampler or BoshnasSampler(space, **{"seed": 0, **kwargs}))
+    study = optuna.create_study(
+        direction="maximize", sampler=sampler or BoshnasSampler(space, **{"seed": 0, **kwargs})
+    )
     study.optimize(lambda trial: objective(space.suggest(trial)), n_trials=trials, catch=(ArithmeticError,))
     return study
 
@@ -56,8 +58,177 @@ class TestContract(BasicSamplerTestCase):
         return lambda: BoshnasSampler(SPACE, preset=request.param, seed=0)
 
 
-def test_finds_the_best_in_a_few_trials():
-    study = search(SPACE, 20)
-    assert study.best_value == 60 + 4 + 4 + 2
+def test_finds_the_best_and_keeps_to_good_ones():
+    study = search(SPACE, 30)
+    assert study.best_value == pytest.approx(70)
+    at_random = search(SPACE, 30, optuna.samplers.RandomSampler(seed=0))
+    assert sorted(t.value for t in study.trials)[15] > sorted(t.value for t in at_random.trials)[27]
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_nothing_is_trained_twice(preset):
+    study = search(SPACE, 13, preset=preset)
+    assert len(set(architectures(study))) == 13
+
+
+def test_proposals_are_a_function_of_trials_and_seed():
+    first, second = search(SPACE, 8), search(SPACE, 8)
+    assert architectures(first) == architectures(second)
+    assert architectures(search(SPACE, 8, seed=1)) != architectures(first)
+    resumed = optuna.create_study(direction="maximize", sampler=BoshnasSampler(SPACE, seed=0))
+    resumed.add_trials(first.trials[:7])
+    assert SPACE.suggest(resumed.ask()) == architectures(first)[7]
+
+
+def propose_in_new_process(trials):
+    study = optuna.create_study(direction="maximize", sampler=BoshnasSampler(SPACE, seed=0))
+    study.add_trials(trials)
+    return fingerprint(SPACE.suggest(study.ask()))
+
+
+def test_same_proposal_in_a_new_process():
+    trials = search(SPACE, 5).trials
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(propose_in_new_process, (trials,)) == propose_in_new_process(trials)
+
+
+def test_order_of_finishing_does_not_matter():
+    def proposal(order):
+        study = optuna.create_study(direction="maximize", sampler=BoshnasSampler(SPACE, seed=0))
+        trials = [study.ask() for _ in range(4)]
+        scores = [score(SPACE.suggest(trial)) for trial in trials]
+        for number in order:
+            study.tell(trials[number], scores[number])
+        return SPACE.suggest(study.ask())
+
+    assert proposal([0, 1, 2, 3]) == proposal([3, 1, 0, 2])
+
+
+def test_running_trials_are_not_proposed_again():
+    study = search(SPACE, 4)
+    asked = [SPACE.suggest(study.ask()) for _ in range(4)]
+    assert len(set(asked)) == 4
+
+
+def test_parameters_outside_the_space_are_sampled_independently():
+    study = optuna.create_study(direction="maximize", sampler=BoshnasSampler(SPACE, seed=0))
+    rates = []
+
+    def objective(trial):
+        rates.append(trial.suggest_float("learning_rate", 1e-5, 1e-3, log=True))
+        return score(SPACE.suggest(trial))
+
+    study.optimize(objective, n_trials=6)
+    assert len(set(rates)) == 6
+    assert architectures(study) == architectures(search(SPACE, 6))
+
+
+def test_what_was_believed_is_kept_in_units_of_the_score():
+    study = search(SPACE, 25)
+    beliefs = [trial.user_attrs.get("prediction") for trial in study.trials]
+    assert beliefs[:3] == [None] * 3
+    errors = []
+    for trial, belief in zip(study.trials[3:], beliefs[3:]):
+        assert belief.keys() == {"mean", "standard_deviation"}
+        errors.append(abs(trial.value - belief["mean"]) / belief["standard_deviation"])
+    assert sorted(errors)[len(errors) // 2] < 2
+    lower = search(SPACE, 8, sampler=None, objective=score)
+    minimised = optuna.create_study(direction="minimize", sampler=BoshnasSampler(SPACE, seed=0))
+    minimised.optimize(lambda trial: -score(SPACE.suggest(trial)), n_trials=8)
+    for one, other in zip(lower.trials[3:], minimised.trials[3:]):
+        assert other.user_attrs["prediction"]["mean"] == pytest.approx(-one.user_attrs["prediction"]["mean"])
+
+
+def test_only_candidates_are_proposed_until_there_are_no_more():
     rng = random.Random(0)
-    assert max(score(SPACE.sample(rng)) for _ in range(20)) < study.best_value
+    candidates = [SPACE.sample(rng) for _ in range(6)]
+    study = search(SPACE, 8, candidates=candidates)
+    assert set(architectures(study)) == set(candidates)
+    assert len(set(architectures(study)[:6])) == 6
+
+
+def test_constraints_hold():
+    def feasible(layers):
+        return sum(layer.hidden_size for layer in layers) <= 384
+
+    study = search(SPACE, 12, feasible=feasible)
+    assert all(feasible(layers) for layers in architectures(study))
+    with pytest.raises(UserError, match="no architecture of the space is feasible"):
+        search(FEW, 1, feasible=lambda layers: False)
+
+
+def test_several_objectives_trace_the_pareto_front():
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=BoshnasSampler(SPACE, seed=0))
+
+    def objective(trial):
+        layers = SPACE.suggest(trial)
+        return score(layers), sum(layer.hidden_size * layer.feed_forward[0] for layer in layers)
+
+    study.optimize(objective, n_trials=30)
+    front = {trial.values[1]: trial.values[0] for trial in study.best_trials}
+    assert len(front) >= 4
+    assert min(front) == 2 * 128 * 512  # the smallest
+    assert max(front.values()) >= 69
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+class TestBadInput:
+    def test_a_space_with_one_member(self, preset):
+        study = search(ONE, 13, preset=preset)
+        assert len(set(architectures(study, ONE))) == 1
+
+    def test_a_space_with_fewer_members_than_trials(self, preset):
+        study = search(FEW, 13, preset=preset)
+        assert len(set(architectures(study, FEW))) == 2
+
+    def test_all_trials_failed(self, preset):
+        def fail(layers):
+            raise ZeroDivisionError
+
+        study = search(SPACE, 12, objective=fail, preset=preset)
+        assert all(trial.state == TrialState.FAIL for trial in study.trials)
+        assert len(set(architectures(study))) == 12  # a failed architecture is not tried again
+
+    def test_scores_that_are_not_finite(self, preset):
+        values = iter([math.nan, math.inf, 1.0, -math.inf, 2.0] * 3)
+        study = search(SPACE, 13, objective=lambda layers: next(values), preset=preset)
+        assert all(math.isfinite(t.user_attrs.get("prediction", {"mean": 0})["mean"]) for t in study.trials)
+
+    def test_constant_scores(self, preset):
+        study = search(SPACE, 13, objective=lambda layers: 50.0, preset=preset)
+        assert len(set(architectures(study))) == 13
+
+    def test_the_same_architecture_many_times(self, preset):
+        study = optuna.create_study(direction="maximize", sampler=BoshnasSampler(SPACE, preset=preset, seed=0))
+        params = SPACE.sample_values(random.Random(0))
+        for value in range(12):
+            study.add_trial(
+                optuna.create_trial(params=params, distributions=SPACE.distributions(), value=50 + 0.1 * value)
+            )
+        assert SPACE.suggest(study.ask()) != SPACE.build(params)
+
+    def test_trials_of_another_space(self, preset):
+        study = search(FEW, 3, optuna.samplers.RandomSampler(seed=0))
+        study.sampler = BoshnasSampler(SPACE, preset=preset, seed=0)
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+
+
+def test_enqueued_trials_are_left_as_they_are():
+    study = search(SPACE, 4)
+    layers = SPACE.sample(random.Random(3))
+    study.enqueue_trial(SPACE.parameters(layers))
+    trial = study.ask()
+    assert SPACE.suggest(trial) == layers
+    assert "prediction" not in trial.user_attrs
+
+
+def test_messages():
+    with pytest.raises(UserError, match="preset: 'other'.*default, paper"):
+        BoshnasSampler(SPACE, preset="other")
+    with pytest.raises(UserError, match="candidates: expected at least one"):
+        BoshnasSampler(SPACE, candidates=[])
+    with pytest.raises(UserError, match="candidates: .*not in the space"):
+        BoshnasSampler(FEW, candidates=[SPACE.build({n: v[0] for n, v in SPACE.choices.items()})[:1]])
+    graphs = SearchSpace((2,), (32,), (2,), ({"op": "attention_graph", "graph": {"mode": "tail"}},), (64,))
+    with pytest.raises(UserError, match="searched graphs"):
+        BoshnasSampler(graphs)

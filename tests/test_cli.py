@@ -191,7 +191,7 @@ def test_bad_spaces(capsys, tmp_path, corpus, change, message):
     "arguments, message",
     [
         (("--recipe", "quickstrat"), "unknown recipe 'quickstrat', known: "),
-        (("--sampler", "tpee"), "unknown sampler 'tpee', known: random, tpe"),
+        (("--sampler", "tpee"), "unknown sampler 'tpee', known: boshnas, opnas"),
         (("--tasks", "colla"), "colla"),
         (("--trials", "0"), "'0' is not accepted, expected a whole number of at least 1"),
         (("--steps", "-1"), "'-1' is not accepted"),

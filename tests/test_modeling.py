@@ -372,7 +372,10 @@ def test_offloaded_weights(spec, positions):
 @pytest.mark.parametrize("spec", ["homogeneous", "graph"])
 def test_device_map(spec, tmp_path):
     """Placed automatically, with too little memory for all of it, so that a part comes from disk."""
-    model, inputs = make_model(FlexiBertForMaskedLM, spec, position_embedding_type="relative_key"), make_inputs(padding=True)
+    model, inputs = (
+        make_model(FlexiBertForMaskedLM, spec, position_embedding_type="relative_key"),
+        make_inputs(padding=True),
+    )
     model.save_pretrained(tmp_path / "model")
     loaded = FlexiBertForMaskedLM.from_pretrained(
         tmp_path / "model", device_map="auto", max_memory={"cpu": 60_000}, offload_folder=tmp_path / "offload"

@@ -149,7 +149,7 @@ def test_after_trial_is_told_every_trained_trial(tmp_path):
 
 def test_unknown_sampler_and_option_are_named():
     space = SearchSpace.from_dict(SPACE)
-    with pytest.raises(UserError, match="unknown sampler 'tpee', known: random, tpe"):
+    with pytest.raises(UserError, match="unknown sampler 'tpee', known: boshnas, opnas"):
         create_sampler({"name": "tpee"}, space, 0)
     with pytest.raises(UserError, match="sampler tpe has no option 'startup', known: n_startup_trials"):
         create_sampler({"name": "tpe", "startup": 3}, space, 0)

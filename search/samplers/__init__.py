@@ -12,10 +12,20 @@ import optuna
 from optuna.samplers import BaseSampler
 
 from ..errors import UserError
-from ..search_space import SearchSpace
+from ..search_space import Architecture, SearchSpace
+from .boshnas import BoshnasSampler
+from .evolution import EvolutionSampler
+from .op_nas import OpNasSampler
+
+
+Feasible = Callable[[Architecture], bool]
+"""Whether an architecture keeps within the limits of a search (parameters, latency)."""
 
 
 SAMPLERS: dict[str, tuple[str, Callable[..., BaseSampler]]] = {
+    "boshnas": ("Bayesian optimisation after FlexiBERT", BoshnasSampler),
+    "opnas": ("evolution by operation priority, after AutoBERT-Zero", OpNasSampler),
+    "evolution": ("regularised evolution", EvolutionSampler),
     "random": ("uniform choices", lambda space, seed: optuna.samplers.RandomSampler(seed=seed)),
     "tpe": (
         "tree-structured Parzen estimators (Optuna)",
@@ -39,15 +49,26 @@ SAMPLERS: dict[str, tuple[str, Callable[..., BaseSampler]]] = {
 """Name -> (what it is, how to make it from a space, a seed and options)."""
 
 
-def create_sampler(options: Mapping[str, Any], space: SearchSpace, seed: int) -> BaseSampler:
-    """The sampler called `options["name"]`, with the other options as its own; UserError for what it does not know."""
+def create_sampler(
+    options: Mapping[str, Any], space: SearchSpace, seed: int, feasible: Feasible | None = None
+) -> BaseSampler:
+    """The sampler called `options["name"]`, with the other options as its own.
+
+    Samplers that can, propose feasible architectures only; for the others the search passes over the rest.
+
+    Raises:
+        UserError: No such sampler, no such option, or one that does not suit the space.
+    """
     options = dict(options)
     name = options.pop("name")
     if name not in SAMPLERS:
         raise UserError(f"unknown sampler {name!r}, known: {', '.join(SAMPLERS)}")
     create = SAMPLERS[name][1]
-    known = [option for option in inspect.signature(create).parameters if option not in ("space", "seed")]
+    known = inspect.signature(create).parameters
+    free = [option for option in known if option not in ("space", "seed", "candidates", "feasible")]
     for option in options:
-        if option not in known:
-            raise UserError(f"sampler {name} has no option {option!r}, known: {', '.join(known) or 'none'}")
+        if option not in free:
+            raise UserError(f"sampler {name} has no option {option!r}, known: {', '.join(free) or 'none'}")
+    if "feasible" in known:
+        options["feasible"] = feasible
     return create(space, seed=seed, **options)

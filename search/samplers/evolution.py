@@ -46,6 +46,7 @@ class EvolutionSampler(PopulationSampler):
 
         def draw(rng: random.Random) -> Values:
             drawn = rng.sample(range(len(population)), min(self.tournament, len(population)))
-            return self.space.mutate_values(finished[population[min(drawn)]].values, rng)
+            parent = finished[population[min(drawn)]].values
+            return self.space.mutate_values(parent, rng) if self.space.movable(parent) else parent
 
         return draw

@@ -77,7 +77,7 @@ class OperationPriority:
         totals: dict[Value, float] = {}
         for name in self._shared(position):
             column = self.columns[name]
-            indices = np.array([member.indices[column] for member in self.members])
+            indices = np.array([member.indices[column] for member in self.members], dtype=int)
             active = indices >= 0
             visits, sums = np.bincount(indices[active]), np.bincount(indices[active], self.scores[active])
             for index in np.flatnonzero(visits).tolist():

@@ -1,0 +1,164 @@
+"""Random damage to valid specs: the parser answers with specs or with a ValueError that says where."""
+
+import copy
+import json
+import random
+import re
+import string
+
+import pytest
+from conftest import EVERY_OPERATION, SPECS
+
+from flexibert import FlexiBertConfig, parse_graph, parse_layers
+from flexibert.attention_graph import GRAPHS, PRIMITIVES
+from flexibert.spec import fingerprint, layers_to_dicts
+
+
+def bomb(depth: int, kind: str = "list"):
+    """A value inside a value inside a value."""
+    value = []
+    for _ in range(depth):
+        value = [value] if kind == "list" else {"operations": value}
+    return value
+
+
+CYCLE: list = []
+CYCLE.append(CYCLE)
+JUNK = [
+    None, True, False, 0, -1, 1, 2, 3, 7, 1024, 65537, 2**31, 2**64, 10**5000, -(10**5000), 0.0, 4.0, -1.5, 1e308,
+    float("nan"), float("inf"), 1j, "", "0", "4", "self_attention", "attention_graph", "op", "\x00", "ж" * 40,
+    "x" * 100_000, b"bytes", (), [], {}, set(), [[]], [{}], {"op": None}, {"": {}}, {1: 2}, {None: None},
+    {(): []}, object(), int, len, range(3), bomb(50), bomb(5000), bomb(5000, "dict"), CYCLE, {"operations": CYCLE},
+    [1] * 5000, ["a = neg(q)"] * 100, ["a = neg(a)"], ["a = add(b, c)", "b = neg(a)", "c = neg(b)"],
+]  # fmt: skip
+KEYS = [
+    "hidden_size",
+    "operations",
+    "feed_forward",
+    "head_size",
+    "op",
+    "num_heads",
+    "nodes",
+    "kernel_size",
+    "x",
+    "",
+    0,
+]
+
+
+def places(value, path=()):
+    """Paths of all values inside plain data, parents before their children."""
+    yield path
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield from places(child, (*path, key))
+
+
+def at(value, path):
+    for key in path:
+        value = value[key]
+    return value
+
+
+def damaged(text: str, count: int, rng: random.Random):
+    """The data of a JSON text with `count` values replaced, removed, copied or added, anywhere."""
+    data, pristine = json.loads(text), json.loads(text)
+    paths = list(places(pristine))
+    # From the back, so that no place moves before its turn.
+    for index in sorted(rng.sample(range(len(paths)), count), reverse=True):
+        if not paths[index]:
+            return rng.choice(JUNK)
+        parent, key = at(data, paths[index][:-1]), paths[index][-1]
+        kind = rng.choice(["junk", "junk", "number", "remove", "copy", "add", "text"])
+        copied = copy.deepcopy(at(pristine, rng.choice([paths[index], rng.choice(paths)])))
+        if kind == "junk":
+            parent[key] = rng.choice(JUNK)
+        elif kind == "number":
+            parent[key] = rng.randint(-3, 70)
+        elif kind == "remove":
+            del parent[key]
+        elif kind == "copy":
+            parent[key] = copied
+        elif kind == "text":
+            parent[key] = garble(copied if isinstance(copied, str) else json.dumps(copied), rng)
+        elif isinstance(parent, dict):
+            parent[rng.choice([key for key in KEYS if key not in parent])] = rng.choice(JUNK)
+        else:
+            parent.insert(key, rng.choice([*JUNK, copied]))
+    return data
+
+
+def garble(text: str, rng: random.Random) -> str:
+    characters = list(text)
+    for _ in range(rng.randint(1, 3)):
+        start = rng.randrange(len(characters) + 1)
+        characters[start : start + rng.randint(0, 2)] = rng.choice(
+            [*string.printable, "", "q", "transpose", "\u2028", "٣"]
+        )
+    return "".join(characters)
+
+
+def check(parse, data):
+    """`parse` accepts `data`, and then what it made can be written and read back, or names the place."""
+    try:
+        specs = parse(data)
+    except ValueError as error:
+        assert re.match(r"layers(\[\d+\]|\.\w+)*: \S", str(error)), str(error)
+        assert len(str(error)) < 1000
+        return False
+    assert parse_layers(json.loads(json.dumps(layers_to_dicts(specs)))) == specs
+    assert len(fingerprint(specs)) == 12
+    return True
+
+
+SOURCES = [json.dumps(layers) for layers in (*SPECS.values(), EVERY_OPERATION)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_specs(seed):
+    rng = random.Random(seed)
+    accepted = sum(
+        check(parse_layers, damaged(rng.choice(SOURCES), rng.choice([1, 1, 2, 4]), rng)) for _ in range(3000)
+    )
+    assert 100 < accepted < 1500  # the damage is neither always fatal nor mostly harmless
+
+
+def test_damaged_configurations():
+    rng = random.Random(9)
+    for _ in range(2000):
+        layers = damaged(rng.choice(SOURCES), 1, rng)
+        if layers is not None:  # None asks for the default layers
+            check(lambda layers: FlexiBertConfig(layers=layers, vocab_size=8).layer_specs, layers)
+
+
+@pytest.mark.parametrize("value", JUNK, ids=range(len(JUNK)))
+def test_junk_instead_of_layers(value):
+    with pytest.raises(ValueError, match=r"^layers"):
+        parse_layers(value)
+    with pytest.raises(ValueError, match=r"^layers\[0\]"):
+        parse_layers([value])
+
+
+def test_damaged_graphs():
+    rng = random.Random(5)
+    accepted = 0
+    for _ in range(4000):
+        lines = list(rng.choice(list(GRAPHS.values())))
+        for _ in range(rng.randint(1, 2)):
+            index = rng.randrange(len(lines))
+            lines[index] = rng.choice(
+                [
+                    garble(lines[index], rng),
+                    re.sub(r"\w+\(", rng.choice(PRIMITIVES) + "(", lines[index]),
+                    re.sub(r"\b[a-z]\b", rng.choice("qkvpabc"), lines[index]),
+                    rng.choice(lines),
+                ]
+            )
+        try:
+            graph = parse_graph(lines, "graph")
+        except ValueError as error:
+            assert re.match(r"graph(\[\d+\])?: \S", str(error)), str(error)
+        else:
+            accepted += 1
+            assert parse_graph(graph.lines) == graph
+    assert accepted > 100

@@ -1,0 +1,103 @@
+"""The comparison of search policies, on a table of a few encoders."""
+
+import json
+import random
+
+import pytest
+
+from benchmarks.search_policies import OPERATIONS, POLICIES, SPACE, main, pool_problem, read_table
+from search.errors import UserError
+
+
+@pytest.fixture
+def table(tmp_path):
+    """24 encoders, the score of which is their depth and width, one of them trained twice."""
+    rng = random.Random(0)
+    items = []
+    for _ in range(24):
+        layers = [
+            {
+                "operation_type": (key := rng.choice(list(OPERATIONS)))[0],
+                "operation_parameter": key[1],
+                "num_operation_heads": rng.choice([2, 4]),
+                "feed_forward_dimension": rng.choice([512, 1024]),
+                "num_feed_forward": rng.choice([1, 3]),
+            }
+            for _ in range(rng.choice([2, 4]))
+        ]
+        width = rng.choice([128, 256])
+        items.append({"hidden_size": width, "layers": layers, "scores": {"glue": 60 + len(layers) + width / 128}})
+    items.append({**items[0], "scores": {"glue": items[0]["scores"]["glue"] + 1}})
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(items), encoding="utf-8")
+    return path
+
+
+def compare(table, tmp_path, mode, policies, seeds=2, evaluations=12):
+    output = tmp_path / f"{mode}.json"
+    arguments = ["--table", table, "--mode", mode, "--policies", policies, "--seeds", seeds]
+    assert main([str(a) for a in [*arguments, "--evaluations", evaluations, "--output", output]]) == 0
+    return json.loads(output.read_text(encoding="utf-8"))
+
+
+def test_encoders_that_were_trained_twice_count_once_with_their_mean(table):
+    architectures, scores = read_table(table)
+    assert len(architectures) == len(scores) == 24
+    item = json.loads(table.read_text(encoding="utf-8"))[0]
+    assert scores[0] == item["scores"]["glue"] + 0.5
+    assert all(layers in SPACE for layers in architectures)
+    assert SPACE.size() == 10_621_440
+
+
+def test_pool_runs_measure_every_member_once(table, tmp_path):
+    policies = "boshnas,random,optuna-tpe,regularised-evolution,local-search,forest-ei"
+    results = compare(table, tmp_path, "pool", policies, evaluations=100)
+    _, scores = read_table(table)
+    assert results["mode"] == "pool" and results["table"] == "table.json"
+    assert list(results["policies"]) == policies.split(",")
+    for policy in results["policies"].values():
+        assert len(policy["scores"]) == len(policy["seconds"]) == 2
+        for run in policy["scores"]:
+            assert sorted(run) == pytest.approx(sorted(scores.tolist()))
+        assert all(seconds > 0 for seconds in policy["seconds"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_runs_in_both_modes(table, tmp_path, name):
+    for mode in ("pool", "oracle"):
+        policy = compare(table, tmp_path, mode, name, seeds=1, evaluations=14)["policies"][name]
+        assert [len(run) for run in policy["scores"]] == [14]
+
+
+def test_the_oracle_answers_for_the_space(table, tmp_path):
+    first = compare(table, tmp_path, "oracle", "boshnas,random")
+    second = compare(table, tmp_path, "oracle", "random")
+    assert first["policies"]["random"]["scores"] == second["policies"]["random"]["scores"]  # runs repeat
+    _, scores = read_table(table)
+    best = max(max(run) for run in first["policies"]["boshnas"]["scores"])
+    assert scores.max() - 1 < best <= scores.max()
+
+
+def test_nearest_member_is_the_one_with_the_fewest_differing_parameters(table):
+    problem = pool_problem(*read_table(table))
+    row = problem.members[5].copy()
+    assert problem.nearest(row, set()) == 5
+    column = next(c for c, n in enumerate(problem.encoding.names) if n == "layer0.num_heads")
+    row[column] = 1 - row[column]
+    distances = (problem.members != row).sum(1)
+    assert distances[problem.nearest(row, set())] == distances.min()
+    assert problem.nearest(problem.members[5], {5}) != 5
+
+
+def test_messages(table, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        compare(table, tmp_path, "pool", "boshnas,bohb")
+    assert "unknown bohb" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        compare(tmp_path / "absent.json", tmp_path, "pool", "random")
+    assert "absent.json" in capsys.readouterr().err
+    broken = tmp_path / "broken.json"
+    broken.write_text(json.dumps([{"hidden_size": 128, "layers": []}]), encoding="utf-8")
+    with pytest.raises(UserError, match=r"broken.json\[0\]"):
+        read_table(broken)
