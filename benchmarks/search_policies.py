@@ -288,7 +288,8 @@ def summary(runs: Sequence[tuple[list[float], float]], problem: Problem) -> str:
     good = so_far >= problem.good
     first = np.where(good.any(1), good.argmax(1) + 1, np.inf)
     counts = [count for count in (10, 25, 50, 100) if count <= so_far.shape[1]]
-    regret = ", ".join(f"{problem.best - so_far[:, count - 1].mean():.3f} after {count}" for count in counts)
+    regrets = [round(problem.best - so_far[:, count - 1].mean(), 3) + 0.0 for count in counts]  # no -0.000
+    regret = ", ".join(f"{value:.3f} after {count}" for value, count in zip(regrets, counts))
     seconds = np.median([seconds for _, seconds in runs])
     return f"top 1% after {np.median(first):g} (median), mean regret {regret or 'unknown'}, {seconds:.1f} s"
 

@@ -109,8 +109,7 @@ class FlexiBertMixer(nn.Module):
         if self.distance_embedding is None:
             return None
         length, zero = hidden_states.shape[1], self.distance_embedding.num_embeddings // 2
-        rows = torch.arange(zero + length - 1, zero - length, -1, device=hidden_states.device)
-        return self.distance_embedding(rows)
+        return self.distance_embedding(zero - torch.arange(1 - length, length, device=hidden_states.device))
 
 
 class FlexiBertFeedForward(nn.Module):

@@ -10,10 +10,13 @@ stands in the labels of heads only (FlexiBERT, arXiv 2205.11656, Section 3.1):
 The hash is the one of NAS-Bench-101 (Ying et al. 2019, arXiv 1902.09635) in the form that FlexiBERT published.
 """
 
+import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 from flexibert.spec import (
     DynamicConvolution,
@@ -63,6 +66,7 @@ def _graph_name(nodes):
 
 
 _PARAMETERS = {"fourier": "dft", "cosine": "dct", "scaled_dot_product": "sdp", "weighted_multiplicative": "wma"}
+_PARAMETER_ORDER = tuple(_PARAMETERS.values())
 _PARAMETER_OF: dict[type[OperationSpec], tuple[str, Callable[[OperationSpec], str | int]]] = {
     LinearTransform: ("l", lambda operation: _PARAMETERS[operation.transform]),
     SelfAttention: ("sa", lambda operation: _PARAMETERS[operation.similarity]),
@@ -89,6 +93,19 @@ def head_label(operation: OperationSpec, layer: LayerSpec) -> Label:
     """Label of each head of a group. Details such as `source` and `mix_padding` do not enter."""
     kind, parameter = _PARAMETER_OF[type(operation)]
     return Label(kind, layer.hidden_size, parameter(operation))
+
+
+def layer_labels(layer: LayerSpec) -> tuple[Label, ...]:
+    """Labels of the heads and of the feed-forward layers, in the order of the layer."""
+    return tuple(label for block, _ in layer_blocks(layer) for label in block)
+
+
+def label_order(label: Label) -> tuple:
+    """Sort key that puts labels in the papers' order: by kind, then size, then parameter."""
+    parameter = label.parameter
+    if parameter in _PARAMETER_ORDER:
+        parameter = _PARAMETER_ORDER.index(parameter)
+    return KINDS.index(label.kind), label.size, parameter
 
 
 def layer_blocks(layer: LayerSpec, topology: Topology = "chain") -> list[tuple[tuple[Label, ...], bool]]:
@@ -153,3 +170,108 @@ def graph_hash(graph: ArchitectureGraph, algorithm: str = "sha256", label: Calla
             for v in vertices
         ]
     return digest(str(sorted(hashes)))
+
+
+# --- graphs as arrays ---------------------------------------------------------------------------------------------
+
+HEAD, FEED_FORWARD, MIXED, OUT, END, ABSENT = range(6)
+"""What a vertex is: a head, a feed-forward layer, m, o (the input is o_0), the output, or nothing at all."""
+
+
+@dataclass(frozen=True)
+class GraphBatch:
+    """Graphs as arrays; those with fewer than N vertices end in ABSENT ones of rank 0.
+
+    Attributes:
+        labels: (K, N) ranks of the labels; the input has rank 0, the output 1, an add_norm 2.
+        roles: (K, N).
+        layers: (K, N) index of the layer, from 0; for o_i the index i.
+        places: (K, N) position among the heads of the layer or along its feed-forward chain.
+        edges: (K, E, 2) vertices from which and to which the edges lead; missing edges are (0, 0).
+        first: (K, roles, l + 1) the vertex with place 0.
+        counts: (K, roles, l + 1) how many vertices there are with that role and layer.
+        num_layers: (K,).
+    """
+
+    labels: np.ndarray
+    roles: np.ndarray
+    layers: np.ndarray
+    places: np.ndarray
+    edges: np.ndarray
+    first: np.ndarray
+    counts: np.ndarray
+    num_layers: np.ndarray
+
+    @classmethod
+    def build(cls, architectures: Sequence[Sequence[LayerSpec]], ranks: Mapping[Label, int]) -> "GraphBatch":
+        """Graphs of architectures whose heads are sorted by rank, padded to the largest."""
+        blocks = {layer: _LayerBlock(layer, ranks) for layers in architectures for layer in layers}
+        sizes = [2 + sum(len(blocks[layer].labels) for layer in layers) for layers in architectures]
+        num_edges = [1 + sum(len(blocks[layer].edges) for layer in layers) for layers in architectures]
+        depth, count = max(map(len, architectures)), len(architectures)
+        vertices = np.zeros((4, count, max(sizes)), np.int32)
+        labels, roles, layer_of, places = vertices
+        roles[:] = ABSENT
+        edges = np.zeros((count, max(num_edges), 2), np.int32)
+        first, counts = np.zeros((2, count, ABSENT + 1, depth + 1), np.int32)
+        for k, layers in enumerate(architectures):
+            roles[k, 0], counts[k, OUT, 0] = OUT, 1
+            vertex, edge = 1, 0
+            for i, layer in enumerate(layers):
+                block = blocks[layer]
+                inside = slice(vertex, vertex + len(block.labels))
+                labels[k, inside], roles[k, inside], places[k, inside] = block.labels, block.roles, block.places
+                layer_of[k, inside] = i
+                layer_of[k, inside.stop - 1] = i + 1
+                edges[k, edge : edge + len(block.edges)] = block.edges + (vertex - 1)
+                for role, relative, number in block.groups:
+                    first[k, role, i + (role == OUT)] = vertex + relative
+                    counts[k, role, i + (role == OUT)] = number
+                vertex, edge = inside.stop, edge + len(block.edges)
+            labels[k, vertex], roles[k, vertex] = ranks[OUTPUT], END
+            first[k, END, 0], counts[k, END, 0] = vertex, 1
+            edges[k, edge] = vertex - 1, vertex
+        return cls(*vertices, edges, first, counts, np.array([len(layers) for layers in architectures]))
+
+    def take(self, index: np.ndarray) -> "GraphBatch":
+        """The graphs at `index`."""
+        return GraphBatch(**{f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self)})
+
+    def resize(self, size: int) -> "GraphBatch":
+        """The same graphs with N = `size`, which is no less than the largest needs."""
+        arrays = {name: getattr(self, name)[:, :size] for name in ("labels", "roles", "layers", "places")}
+        missing = ((0, 0), (0, max(0, size - self.labels.shape[1])))
+        fill = {"roles": ABSENT}
+        padded = {name: np.pad(a, missing, constant_values=fill.get(name, 0)) for name, a in arrays.items()}
+        return dataclasses.replace(self, **padded)
+
+    @property
+    def adjacency(self) -> np.ndarray:
+        """(K, N, N), 1 where an edge leads from the first vertex to the second."""
+        count, size = self.labels.shape
+        matrix = np.zeros((count, size, size), np.int16)
+        matrix[np.arange(count)[:, None], self.edges[..., 0], self.edges[..., 1]] = 1
+        matrix[:, 0, 0] = 0
+        return matrix
+
+
+class _LayerBlock:
+    """The part of a graph that a layer makes: ranks, roles and places of its vertices, and its edges.
+
+    Vertex 0 of the edges is the o before the layer, 1 the first vertex of the layer.
+    """
+
+    def __init__(self, layer: LayerSpec, ranks: Mapping[Label, int]):
+        graph = architecture_graph([layer])
+        vertices = graph.labels[1:-1]
+        self.labels = [ranks[label] for label in vertices]
+        self.edges = np.array(graph.edges[:-1])
+        heads, chain = layer.num_heads, len(layer.feed_forward)
+        self.roles = [HEAD] * heads + [MIXED] + [FEED_FORWARD] * chain + [OUT]
+        self.places = [*range(heads), 0, *range(chain), 0]
+        self.groups = [
+            (HEAD, 0, heads),
+            (MIXED, heads, 1),
+            (FEED_FORWARD, heads + 1, chain),
+            (OUT, len(vertices) - 1, 1),
+        ]

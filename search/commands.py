@@ -39,8 +39,9 @@ from .recipe import Recipe, list_recipes, load_recipe
 from .report import summarise, write_report
 from .samplers import SAMPLERS, Feasible, create_sampler
 from .search_space import Architecture
+from .self_made_tasks import SELF_MADE_TASKS
 from .study import Search, best_trial, finished, open_study
-from .tasks import SELF_MADE_TASKS, load_tasks
+from .tasks import load_tasks
 
 
 def run(options) -> None:
@@ -111,6 +112,9 @@ def start(options, folder: Path) -> Accelerator:
     datasets.disable_progress_bars()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     accelerator = Accelerator(mixed_precision=options.precision)
+    if accelerator.device.type == "cpu" and os.environ.get("ACCELERATE_MIXED_PRECISION"):
+        # `accelerate launch` (1.15) leaves a CPU process one thread, however many cores there are.
+        torch.set_num_threads(max(1, usable_cores() // accelerator.num_processes))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{os.getpid()}"
@@ -119,6 +123,10 @@ def start(options, folder: Path) -> Accelerator:
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from None
     return accelerator
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def override(recipe: Recipe, options) -> Recipe:

@@ -1,6 +1,6 @@
 """Text to learn from: corpora, tokenizers, and blocks of token ids that are ready for masked language modelling.
 
-What is made from a text is kept in a cache under a key of its content, so it is made once, and never reused by mistake.
+What is made from a text is kept in a cache under a key of its content, so it is made once and is never out of date.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
 from .errors import UserError
 from .files import replace_folder
-from .python_text import python_paragraphs
+from .python_text import python_documents
 
 
 READERS = {
@@ -69,7 +69,7 @@ def load_corpus(source: str | None = None, config: str | None = None, text_colum
         UserError: Nothing can be read, a split or column is missing, or there is no text.
     """
     if source is None:
-        name, splits, text_column = "python-documentation", {"train": _python_documentation()}, "text"
+        name, splits = "python-documentation", {"train": Dataset.from_dict({text_column: python_documents()})}
     else:
         name = "/".join(filter(None, [source_name(source), config]))
         splits = load_splits(source, config)
@@ -143,12 +143,12 @@ def quiet() -> Iterator[None]:
 
 def documents(dataset: Dataset) -> Iterator[str]:
     """The texts of a corpus in order, without rows that hold none."""
-    for batch in dataset.iter(batch_size=256):
-        yield from (text for text in batch["text"] if text and not text.isspace())
+    return (text for _, text in _numbered_documents(dataset))
 
 
-def _python_documentation() -> Dataset:
-    return Dataset.from_dict({"text": python_paragraphs()})
+def _numbered_documents(dataset: Dataset) -> Iterator[tuple[int, str]]:
+    texts = (text for batch in dataset.iter(batch_size=256) for text in batch["text"])
+    return ((row, text) for row, text in enumerate(texts) if text and not text.isspace())
 
 
 def _text_only(dataset: Dataset, text_column: str, name: str) -> Dataset:
@@ -163,21 +163,19 @@ def _text_only(dataset: Dataset, text_column: str, name: str) -> Dataset:
 
 def _set_aside(dataset: Dataset, name: str) -> tuple[Dataset, Dataset]:
     """Train and validation; the documents with the smallest hashes are the validation split."""
-    texts = dataset.with_format("numpy")["text"]
-    rows = np.array([row for row, text in enumerate(texts) if text and not text.isspace()], dtype=np.int64)
-    if len(rows) == 1:
+    hashes = {
+        row: hashlib.blake2b(text.encode(), digest_size=8).digest() for row, text in _numbered_documents(dataset)
+    }
+    if len(hashes) == 1:
         raise UserError(
-            f"{name}: holds one document, but some have to be set aside for validation; give a split "
-            "'validation', or more documents (in .txt files, blank lines separate them)"
+            f"{name}: holds one document, but some are set aside for validation; give more documents (blank lines "
+            "separate them in plain text), or a split 'validation'"
         )
-    hashes = np.array([_hash(texts[row]) for row in rows])
-    count = min(max(1, len(rows) // 10), MAX_VALIDATION_DOCUMENTS)
-    held_out = hashes <= np.sort(hashes)[:count].max(initial=0)
-    return dataset.select(rows[~held_out]), dataset.select(rows[held_out])
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    count = min(-(-len(hashes) // 10), MAX_VALIDATION_DOCUMENTS)
+    largest = max(sorted(hashes.values())[:count], default=b"")
+    train = [row for row, value in hashes.items() if value > largest]
+    validation = [row for row, value in hashes.items() if value <= largest]
+    return dataset.select(train), dataset.select(validation)
 
 
 def load_tokenizer(
@@ -208,7 +206,9 @@ def load_tokenizer(
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"tokenizer {source}: {one_line(error)}") from None
     if not tokenizer.is_fast:
-        raise UserError(f"tokenizer {source}: it has no fast version; accepted is what the `tokenizers` library can run")
+        raise UserError(
+            f"tokenizer {source}: it has no fast version; accepted is what the `tokenizers` library can run"
+        )
     missing = [name for name in ("pad", "mask", "cls", "sep") if getattr(tokenizer, f"{name}_token_id") is None]
     if missing:
         raise UserError(f"tokenizer {source}: it has no {' and no '.join(missing)} token")

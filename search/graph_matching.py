@@ -19,109 +19,32 @@ Notation: K pairs of graphs, R maps (several for each pair), N vertices of the l
 l layers.
 """
 
-import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from flexibert.spec import LayerSpec
+from .architecture_graph import ABSENT, END, FEED_FORWARD, HEAD, OUT, GraphBatch
 
-from .architecture_graph import ADD_NORM, OUTPUT, Label, architecture_graph, head_label
-
-
-HEAD, FEED_FORWARD, MIXED, OUT, END, ABSENT = range(6)
-"""What a vertex is: a head, a feed-forward layer, m, o (the input is o_0), the output, or nothing at all."""
 
 _MAX_ANCHOR_MAPS = 5000
 _KEPT = 4  # one in so many maps is improved to the end
+_FORBIDDEN = 4000  # more than any gain times _TIES; twice as much still fits into 16 bits
 _TIES = 16  # exchanges of equal gain are told apart by that many random ranks
 
 
-@dataclass(frozen=True)
-class GraphBatch:
-    """Graphs of equal size as arrays; N is the size, graphs with fewer vertices end in ABSENT ones with label 0.
-
-    Attributes:
-        labels: (K, N) ranks of the labels; the input has rank 0.
-        roles: (K, N).
-        layers: (K, N) index of the layer, from 0; for o_i the index i.
-        places: (K, N) position among the heads of the layer (by label) or along its feed-forward chain.
-        adjacency: (K, N, N), 1 where an edge leads from the first vertex to the second.
-        first: (K, roles, l + 1) the vertex with place 0.
-        counts: (K, roles, l + 1) how many vertices there are with that role and layer.
-        num_layers: (K,).
-    """
-
-    labels: np.ndarray
-    roles: np.ndarray
-    layers: np.ndarray
-    places: np.ndarray
-    adjacency: np.ndarray
-    first: np.ndarray
-    counts: np.ndarray
-    num_layers: np.ndarray
-
-    @classmethod
-    def build(cls, architectures: Sequence[Sequence[LayerSpec]], ranks: dict[Label, int]) -> "GraphBatch":
-        """Graphs of architectures, padded to the largest of them."""
-        graphs = [architecture_graph([_sort_heads(layer, ranks) for layer in layers]) for layers in architectures]
-        count, size = len(graphs), max(len(graph.labels) for graph in graphs)
-        depth = max(len(layers) for layers in architectures) + 1
-        labels, layers, places = (np.zeros((count, size), np.int64) for _ in range(3))
-        roles = np.full((count, size), ABSENT)
-        adjacency = np.zeros((count, size, size), np.int8)
-        first, counts = np.zeros((2, count, ABSENT + 1, depth), np.int64)
-        for k, graph in enumerate(graphs):
-            role, layer = OUT, 0
-            for v, label in enumerate(graph.labels):
-                labels[k, v] = ranks[label]
-                if label == OUTPUT:
-                    role, layer = END, 0
-                elif label == ADD_NORM:
-                    role, layer = (MIXED, layer) if role == HEAD else (OUT, layer + 1)
-                elif v:
-                    role = FEED_FORWARD if label.kind == "f" else HEAD
-                roles[k, v], layers[k, v], places[k, v] = role, layer, counts[k, role, layer]
-                if counts[k, role, layer] == 0:
-                    first[k, role, layer] = v
-                counts[k, role, layer] += 1
-            sources, targets = np.array(graph.edges).T
-            adjacency[k, sources, targets] = 1
-        return cls(labels, roles, layers, places, adjacency, first, counts, np.array([len(a) for a in architectures]))
-
-    def take(self, index: np.ndarray, size: int | None = None) -> "GraphBatch":
-        """The graphs at `index`, cut or padded to `size` vertices."""
-        arrays = {f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self)}
-        if size is not None:
-            for name in ("labels", "roles", "layers", "places", "adjacency"):
-                array = arrays[name][(slice(None), *[slice(size)] * (arrays[name].ndim - 1))]
-                padding = [(0, 0)] + [(0, size - n) for n in array.shape[1:]]
-                arrays[name] = np.pad(array, padding, constant_values=ABSENT if name == "roles" else 0)
-        return GraphBatch(**arrays)
-
-
-def _sort_heads(layer: LayerSpec, ranks: dict[Label, int]) -> LayerSpec:
-    """The layer with its groups of heads in order of labels."""
-    order = sorted(layer.operations, key=lambda operation: ranks[head_label(operation, layer)])
-    return dataclasses.replace(layer, operations=tuple(order))
-
-
-def most_common_edges(a: GraphBatch, b: GraphBatch, num_labels: int, starts: int) -> np.ndarray:
+def most_common_edges(a: GraphBatch, b: GraphBatch, starts: int) -> np.ndarray:
     """Edges kept by the best vertex map found, among the maps of least vertex cost.
 
     Args:
         a: K graphs with N vertices and the same number of layers.
         b: Their K partners, with as many vertices; depths may differ from those of `a`, but all are equal.
-        num_labels: How many ranks of labels there are.
         starts: How many maps of anchors to start from.
 
     Returns:
         (K,) whole numbers.
     """
-    stream = _stream(a, b, num_labels)
+    stream = _stream(a, b)
     allowed = _allowed(stream)
     sigma, tau = _anchor_maps(int(a.num_layers[0]), int(b.num_layers[0]))
     starts = min(starts, len(sigma))
@@ -131,12 +54,12 @@ def most_common_edges(a: GraphBatch, b: GraphBatch, num_labels: int, starts: int
     row_a, row_b = a.take(rows), b.take(rows)
     hints = _hints(row_a, row_b, sigma[best.ravel()], tau[best.ravel()])
     images = _initial_maps(row_a, row_b, stream[rows], hints)
-    return _improve(row_a, row_b, allowed[rows], images, starts)
+    return _improve(a, b, allowed, images.reshape(len(a.labels), starts, -1))
 
 
-def _stream(a: GraphBatch, b: GraphBatch, num_labels: int) -> np.ndarray:
+def _stream(a: GraphBatch, b: GraphBatch) -> np.ndarray:
     """(K, T - 1) how many vertices must pass from label t up to t + 1, negative: down, on the way from `a` to `b`."""
-    ranks = np.arange(num_labels - 1)
+    ranks = np.arange(max(a.labels.max(), b.labels.max()))
     return (b.labels[:, :, None] > ranks).sum(1) - (a.labels[:, :, None] > ranks).sum(1)
 
 
@@ -284,11 +207,11 @@ def _initial_maps(a: GraphBatch, b: GraphBatch, stream: np.ndarray, hints) -> np
 def _tie_breaks(size: int) -> np.ndarray:
     """(64, N, N) ranks below `_TIES`, one matrix for each step, in turn; pairs below the diagonal are out."""
     ranks = np.random.default_rng(size).integers(0, _TIES, (64, size, size), dtype=np.int16)
-    return np.where(np.tri(size, dtype=bool), np.int16(-8000), ranks)
+    return np.where(np.tri(size, dtype=bool), np.int16(-2 * _FORBIDDEN), ranks)
 
 
 class _Maps:
-    """Vertex maps on their way uphill.
+    """Vertex maps on their way uphill, R = K * starts of them.
 
     Attributes:
         gain: (R, N, N) edges kept at vertex u if it took the image of vertex v, times `_TIES`; far below zero where
@@ -299,19 +222,21 @@ class _Maps:
     """
 
     def __init__(self, a: GraphBatch, b: GraphBatch, allowed: np.ndarray, images: np.ndarray):
-        size = images.shape[1]
+        count, starts, size = images.shape
         dtype = np.int16 if size < 200 else np.int32  # a gain is at most the degree of a vertex
-        rows = np.arange(len(images))[:, None, None]
-        self.edges = a.adjacency.astype(dtype)
+        pairs = np.repeat(np.arange(count), starts)
+        images = images.reshape(-1, size)
+        self.edges = a.adjacency.astype(dtype)[pairs]
         self.reverse = np.ascontiguousarray(self.edges.transpose(0, 2, 1))
-        self.image = b.adjacency[rows, images[:, :, None], images[:, None]].astype(dtype)
+        self.image = b.adjacency.astype(dtype)[pairs[:, None, None], images[:, :, None], images[:, None]]
+        reverse_image = self.image.transpose(0, 2, 1)
         self.both = (self.edges + self.reverse) * dtype(_TIES)
-        self.image_both = self.image + self.image.transpose(0, 2, 1)
-        ways = np.concatenate([self.edges, self.reverse], 2).astype(np.float32)
-        image_ways = np.concatenate([self.image, self.image.transpose(0, 2, 1)], 2).astype(np.float32)
-        self.gain = (ways @ image_ways.transpose(0, 2, 1)).astype(dtype) * dtype(_TIES)
-        labels = np.take_along_axis(b.labels, images, 1)
-        self.gain -= np.where(allowed[rows, a.labels[:, :, None], labels[:, None]], 0, 4000).astype(dtype)
+        self.image_both = self.image + reverse_image
+        ways = np.concatenate([self.edges, self.reverse], 2, dtype=np.float32)
+        image_ways = np.concatenate([reverse_image, self.image], 1, dtype=np.float32)
+        self.gain = (ways @ image_ways).astype(dtype) * dtype(_TIES)
+        forbidden = ~allowed[np.arange(count)[:, None, None], a.labels[:, :, None], b.labels[:, None]]
+        self.gain -= np.take_along_axis(forbidden[pairs], images[:, None], 2) * dtype(_FORBIDDEN)
         self.kept = (self.edges * self.image).sum((1, 2))
         self.best = self.kept.copy()
 
@@ -351,13 +276,12 @@ class _Maps:
             array[rows, u], array[rows, v] = array[rows, v], array[rows, u]
 
 
-def _improve(a: GraphBatch, b: GraphBatch, allowed: np.ndarray, images: np.ndarray, starts: int) -> np.ndarray:
-    """(K,) most edges kept on the ways from `starts` maps for each pair."""
-    size = images.shape[1]
+def _improve(a: GraphBatch, b: GraphBatch, allowed: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """(K,) most edges kept on the ways from the maps `images` (K, starts, N)."""
+    count, starts, size = images.shape
     maps = _Maps(a, b, allowed, images)
     maps.exchange(range(size // 2))
-    best = maps.best.reshape(-1, starts)
-    leaders = np.argsort(-best, axis=1, kind="stable")[:, : max(1, starts // _KEPT)]
-    maps.select((leaders + starts * np.arange(len(best))[:, None]).ravel())
+    leaders = np.argsort(-maps.best.reshape(count, starts), axis=1, kind="stable")[:, : max(1, starts // _KEPT)]
+    maps.select((leaders + starts * np.arange(count)[:, None]).ravel())
     maps.exchange(range(size // 2, 2 * size))
-    return maps.best.reshape(len(best), -1).max(1)
+    return maps.best.reshape(count, -1).max(1)

@@ -3,18 +3,22 @@
 import ast
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-
 from pydoc_data.topics import topics
 
 
 # Parts of the library that are documented at length, and installed by every distributor of Python 3.10 to 3.13.
-MODULES = (
-    "asyncio codecs collections concurrent configparser difflib doctest email ftplib http importlib inspect ipaddress "
-    "json logging os pdb shutil smtplib socketserver statistics subprocess tarfile tempfile textwrap threading "
-    "traceback typing unittest urllib wsgiref xml"
-).split()
+# fmt: off
+MODULES = [
+    "asyncio", "codecs", "collections", "concurrent", "configparser", "difflib", "doctest", "email", "ftplib", "http",
+    "importlib", "inspect", "ipaddress", "json", "logging", "os", "pdb", "shutil", "smtplib", "socketserver",
+    "statistics", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "traceback", "typing", "unittest",
+    "urllib", "wsgiref", "xml",
+]
+# fmt: on
+HEADING = re.compile(r"\n[^\n]+\n(?:\*{3,}|={3,}|-{3,}|~{3,})\n")
+BLANK_LINE = re.compile(r"\n\s*\n")
 MARKUP = re.compile(r":[\w:]+:(?=`)|(?<!\w)[*`]+(?=\w)|(?<=[\w)])[*`]+(?!\w)")
 LABEL = re.compile(r"(?:[*-]|\d+\.|Note:|Changed in version [\d.]+:) +")
 PLAIN_WORD = re.compile(r"[(\"“]?[A-Za-z'’-]+[.,;:)\"”?!]*")
@@ -22,23 +26,39 @@ MIN_WORDS = 8
 MIN_PLAIN_SHARE = 0.75
 
 
-def python_paragraphs() -> list[str]:
-    """Paragraphs of prose, without code, tables, grammar and headings, none of them twice; the same for equal Pythons."""
-    texts = [*(topics[name] for name in sorted(topics)), *_docstrings()]
-    paragraphs = (_prose(paragraph) for text in texts for paragraph in re.split(r"\n\s*\n", text))
-    return list(dict.fromkeys(filter(None, paragraphs)))
+def python_documents() -> list[str]:
+    """Sections and docstrings without code, tables, grammar and headings.
+
+    A paragraph that stands in several places is kept in the first. Equal versions of Python give equal documents.
+    """
+    seen = set()
+    documents = []
+    for text in (*_reference_sections(), *_library_docstrings()):
+        paragraphs = [p for p in map(_prose, BLANK_LINE.split(text)) if p and p not in seen]
+        seen.update(paragraphs)
+        documents.append("\n\n".join(paragraphs))
+    return [document for document in documents if document]
 
 
-def _docstrings() -> Iterator[str]:
+def _reference_sections() -> Iterator[str]:
+    for name in sorted(topics):
+        yield from HEADING.split(topics[name])
+
+
+def _library_docstrings() -> Iterator[str]:
     """Docstrings as they stand in the source, which does not run anything and does not depend on the platform."""
     library = Path(sysconfig.get_path("stdlib"))
     for module in MODULES:
         for path in (library / f"{module}.py", *sorted((library / module).rglob("*.py"))):
-            if not path.is_file() or "test" in path.relative_to(library).parts:
-                continue
-            for node in ast.walk(ast.parse(path.read_bytes())):
-                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                    yield ast.get_docstring(node) or ""
+            if path.is_file() and "test" not in path.relative_to(library).parts:
+                yield from _docstrings([ast.parse(path.read_bytes())])
+
+
+def _docstrings(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node, clean=False) or ""
+            yield from _docstrings(node.body)
 
 
 def _prose(paragraph: str) -> str | None:
@@ -46,6 +66,5 @@ def _prose(paragraph: str) -> str | None:
     text = LABEL.sub("", MARKUP.sub("", " ".join(paragraph.split())), count=1)
     words = text.split()
     plain = sum(PLAIN_WORD.fullmatch(word) is not None for word in words)
-    if len(words) >= MIN_WORDS and plain >= MIN_PLAIN_SHARE * len(words) and text[0].isupper() and text[-1] in ".:?!)":
-        return text
-    return None
+    is_sentence = text[:1].isupper() and text[-1:] in set(".:?!)")
+    return text if is_sentence and len(words) >= MIN_WORDS and plain >= MIN_PLAIN_SHARE * len(words) else None

@@ -52,6 +52,13 @@ def architectures(study, space=SPACE):
     return [space.build(trial.params) for trial in study.trials]
 
 
+@pytest.fixture(autouse=True)
+def quick_networks(monkeypatch):
+    """Less training and climbing of the paper's networks: how good they are is not the question here."""
+    monkeypatch.setattr("search.neural_surrogate.EPOCHS", 20)
+    monkeypatch.setattr("search.gobi.MAX_STEPS", 20)
+
+
 class TestContract(BasicSamplerTestCase):
     @pytest.fixture(params=["default", "paper"])
     def sampler(self, request):

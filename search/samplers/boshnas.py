@@ -5,7 +5,7 @@ Preset `default` differs from the paper in what follows; figures are in `benchma
 - A Gaussian process on features of size, composition, order and position instead of networks on an embedding. Wins.
 - Scores on a robust scale, on which a few failures do not drown the differences at the top. Wins.
 - The prior that larger is better, which spaces the first trials, instead of ten random ones. Wins.
-- Log-expected improvement. Equal to an upper confidence bound with weight 0.5 or 1; kept since it has no weight to set.
+- Log-expected improvement. As good as an upper confidence bound with weight 0.5 or 1, and has no weight to set.
 - Candidates by repeated mutation of the best, not gradient steps on the input: a tree of choices has no gradient.
 - No uncertainty or diversity sampling: the acquisition explores by itself. Not tested apart from the rest.
 - Trials that still run count as if they had ended as predicted, so that parallel workers spread out. Not tested.
@@ -96,7 +96,9 @@ class BoshnasSampler(optuna.samplers.BaseSampler):
         if preset not in PRESETS:
             raise UserError(f"preset: {preset!r} is not accepted, known: {', '.join(PRESETS)}")
         if space.graph_space is not None:
-            raise UserError("boshnas: the space has searched graphs, for which there are no features; use op_nas")
+            raise UserError(
+                "boshnas: the space has searched graphs, which it has no features for; use the sampler opnas"
+            )
         self.space = space
         self.preset = preset
         self.seed = random.SystemRandom().getrandbits(32) if seed is None else seed
