@@ -14,6 +14,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -208,6 +209,41 @@ def compare_masked_lm(options) -> dict:
     return row
 
 
+def compare_padding(options) -> list[dict]:
+    """Forward passes on rows of 1 to `length` real tokens, half of it on average: in groups of similar length, against
+    the same model on the padded batch."""
+    rows = []
+    for name in ("attention", "fourier", "dynamic convolution"):
+        for length in options.lengths:
+            ours = build_ours(name, "mini", length).to(options.device).eval()
+            lengths = torch.linspace(1, length, 32).round().long()[torch.randperm(32)]
+            mask = (torch.arange(length) < lengths[:, None]).long().to(options.device)
+            ids = torch.randint(1000, 30000, (32, length), device=options.device)
+
+            def run(groups, model=ours, ids=ids, mask=mask):
+                model.config.length_groups = groups
+                with torch.no_grad():
+                    model(ids, attention_mask=mask)
+                if options.device == "cuda":
+                    torch.cuda.synchronize()
+
+            seconds = interleave([partial(run, 8), partial(run, 1)], options.repetitions)
+            row = {
+                "model": name,
+                "peer": "itself, padded",
+                "shape": "mini",
+                "length": length,
+                "precision": "float32",
+                "step": "half-full batch",
+                "tokens_per_second": mask.sum().item() / seconds[0],
+                "ratio": seconds[1] / seconds[0],
+                "target": 1.7,
+            }
+            print_row(row)
+            rows.append(row)
+    return rows
+
+
 def print_row(row: dict) -> None:
     memory = f"{row['memory_mib']:6.0f} / {row['peer_memory_mib']:6.0f} MiB" if "memory_mib" in row else ""
     print(
@@ -227,7 +263,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.manual_seed(0)
-    rows = [*compare_models(options), compare_masked_lm(options)]
+    rows = [*compare_models(options), compare_masked_lm(options), *compare_padding(options)]
     if options.output:
         settings = {
             "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or "cpu",

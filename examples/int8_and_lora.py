@@ -45,7 +45,7 @@ torch.manual_seed(0)
 if len(sys.argv) > 1:
     model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], num_labels=2, trust_remote_code=True)
 else:
-    model = FlexiBertForSequenceClassification(FlexiBertConfig(layers=[LAYER] * 2, vocab_size=200))
+    model = FlexiBertForSequenceClassification(FlexiBertConfig(layers=[LAYER] * 2, vocab_size=50))
 test = batch(model.config.vocab_size, size=500)
 print(f"accuracy with a classifier at random: {accuracy(model, test):.2f}")
 

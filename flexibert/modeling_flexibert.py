@@ -224,17 +224,40 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
             position_ids = torch.arange(length, device=device)[None]
 
         hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (B, L, E)
+        mask = padding_mask(attention_mask, device)
+        recording = any(
+            kwargs.get(name, getattr(self.config, name)) for name in ("output_hidden_states", "output_attentions")
+        )
+        if self.config.length_groups == 1 or mask is None or recording or is_tracing(mask):
+            hidden_states = self.encode(hidden_states, attention_mask, mask, position_ids)
+        else:
+            hidden_states = self.encode_by_length(hidden_states, mask, position_ids)
+        pooled = None if self.pooler is None else torch.tanh(self.pooler(hidden_states[:, 0]))
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+
+    def encode(self, hidden_states, attention_mask, mask, position_ids) -> torch.Tensor:
+        """(B, L, E) -> (B, L, D) through all layers; `mask` (B, L) is true at real tokens, or None."""
         context = MixingContext(
             attention_mask=create_bidirectional_mask(
                 config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
             ),
-            padding_mask=padding_mask(attention_mask, device),
+            padding_mask=mask,
             position_ids=position_ids,
         )
         for layer in self.layers:
             hidden_states = layer(hidden_states, context)
-        pooled = None if self.pooler is None else torch.tanh(self.pooler(hidden_states[:, 0]))
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+        return hidden_states
+
+    def encode_by_length(self, hidden_states, mask, position_ids) -> torch.Tensor:
+        """The same in groups of rows of similar length, each cut to its longest row; zeros at padding that is cut."""
+        lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=-1)
+        encoded = hidden_states.new_zeros(*hidden_states.shape[:2], self.config.hidden_size)
+        for rows in lengths.argsort().chunk(self.config.length_groups):
+            cut = rows, slice(int(lengths[rows].max()))
+            positions = position_ids[:, cut[1]] if len(position_ids) == 1 else position_ids[cut]
+            group_mask = None if mask[cut].all() else mask[cut]
+            encoded[cut] = self.encode(hidden_states[cut], group_mask, group_mask, positions).to(encoded.dtype)
+        return encoded
 
 
 def padding_mask(attention_mask: torch.Tensor | None, device) -> torch.Tensor | None:

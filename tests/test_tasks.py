@@ -1,11 +1,11 @@
-"""Labelled tasks: GLUE as it is defined, a user's own data in every form, and self-made tasks that do not give hints."""
+"""Labelled tasks: GLUE as it is defined, a user's own data in every form, and self-made tasks that give no hints."""
 
 import json
 from collections import Counter
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import ClassLabel, Dataset, Features, Value
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -249,9 +249,9 @@ def test_shared_superglue(shared):
 
 GOOD = {"text": ["a", "b", "c"], "label": [0, 1, 0]}
 BAD = {
-    "missing label": ({"text": ["a"]}, GOOD, "", "bad, train: no column 'label', there are text"),
+    "missing label": ({"text": ["a"]}, {"text": ["a"]}, "", "bad, train: no column 'label', there are text"),
     "misnamed text": (GOOD, GOOD, ":body:label", "bad, train: no column 'body', there are text, label"),
-    "missing in validation": (GOOD, {"text": ["a"]}, "", "bad, validation: no column 'label'"),
+    "missing in validation": (GOOD, {"text": ["a"]}, "", "bad, validation, row 0: label None, accepted are 0, 1"),
     "number for text": (GOOD, GOOD, ":label:label", "column 'label' holds Value('int64'), not text"),
     "no text": ({"text": ["a", None], "label": [0, 1]}, GOOD, "", "bad, train, row 1: column 'text' holds no text"),
     "no label": ({"text": ["a", "b", "c"], "label": [0, 1, None]}, GOOD, "", "train, row 2: label None, accepted"),
@@ -261,7 +261,7 @@ BAD = {
     "not a number": (
         {"text": ["a"], "label": [float("nan")]}, {"text": ["a"], "label": [0.5]}, "", "accepted are finite numbers",
     ),
-    "empty": (GOOD, {"text": [], "label": []}, "", "bad, validation: no examples"),
+    "empty": (GOOD, {"text": [], "label": []}, "", 'bad: Instruction "validation" corresponds to no data'),
 }  # fmt: skip
 
 
