@@ -38,8 +38,8 @@ class FlexiBertConfig(PreTrainedConfig):
 
     Args:
         layers (`list[dict]`, *optional*):
-            One layer spec per layer, see `flexibert.spec.LayerSpec`; `LayerSpec` objects are accepted too. A value that
-            is not a list of layers raises `ValueError` with the path of the offending part.
+            One layer spec per layer, see `flexibert.spec.LayerSpec`; `LayerSpec` objects are accepted too. A value
+            that is not a list of layers raises `ValueError` with the path of the offending part.
         embedding_size (`int`, *optional*, defaults to the width of the first layer):
             Width of the embeddings. With tied embeddings it is also the width of the masked language modelling head.
         position_embedding_type (`str`, *optional*, defaults to `"absolute"`):

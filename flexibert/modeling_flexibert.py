@@ -253,7 +253,7 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
         lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=-1)
         encoded = hidden_states.new_zeros(*hidden_states.shape[:2], self.config.hidden_size)
         for rows in lengths.argsort().chunk(self.config.length_groups):
-            cut = rows, slice(int(lengths[rows].max()))
+            cut = rows, slice(max(1, int(lengths[rows].max())))  # a row may be all padding
             positions = position_ids[:, cut[1]] if len(position_ids) == 1 else position_ids[cut]
             group_mask = None if mask[cut].all() else mask[cut]
             encoded[cut] = self.encode(hidden_states[cut], group_mask, group_mask, positions).to(encoded.dtype)

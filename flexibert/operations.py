@@ -66,7 +66,7 @@ class ScoredAttention(nn.Module):
         self.dropout = config.attention_probs_dropout_prob
 
     def forward(self, query, key, value, context: MixingContext, distance_embedding=None, scaling=None):
-        """All (B, h, L, d), `distance_embedding` None or (2L - 1, d). Returns (B, h, L, d) and (B, h, L, L) or None."""
+        """All (B, h, L, d), `distance_embedding` (2L - 1, d) or None; returns (B, h, L, d), (B, h, L, L) or None."""
         scaling = self.scaling if scaling is None else scaling
         if self.config.position_embedding_type == "rotary":
             query, key = (rotate(x, context.position_ids, self.config.rotary_base) for x in (query, key))

@@ -183,6 +183,12 @@ def _add_run(commands) -> None:
     )
     parser.add_argument("--sampler", default=argparse.SUPPRESS, help=f"name, see the command list (default: {RECIPE})")
     parser.add_argument(
+        "--transfer",
+        choices=("none", "ordered", "random_projection"),
+        default=argparse.SUPPRESS,
+        help=f"start candidates from the weights of the trained encoder most like them (default: {RECIPE})",
+    )
+    parser.add_argument(
         "--storage", help="Optuna storage URL, for workers on several machines; by default SQLite in the run folder"
     )
     group = parser.add_argument_group("objectives and limits")

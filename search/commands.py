@@ -71,6 +71,7 @@ def run(options) -> None:
             accelerator,
             progress,
             feasible=limits(evaluator, options),
+            find_source=evaluator.find_source if recipe.transfer != "none" else None,
             after_trial=lambda trial, trial_folder: keep_best(study, trial, trial_folder, folder),
         )
         search.run(recipe.trials)
@@ -195,6 +196,7 @@ def build_evaluator(recipe: Recipe, options, accelerator: Accelerator, progress:
         tasks=tasks,
         pretraining=recipe.pretraining,
         finetuning=recipe.finetuning,
+        transfer=recipe.transfer,
         seed=options.seed,
         accelerator=accelerator,
         progress=progress,

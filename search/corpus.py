@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -104,6 +105,8 @@ def load_splits(source: str, config: str | None = None) -> datasets.DatasetDict:
             if path.is_file():
                 if reader is None:
                     raise UserError(f"{source}: unknown kind of file, accepted are {', '.join(READERS)}")
+                if path.stat().st_size == 0:
+                    raise UserError(f"{source}: the file is empty")
                 return datasets.load_dataset(reader, data_files={"train": str(path)}, **options)
             if path.is_dir():
                 options = READERS[".txt"][1] if config is None and any(path.glob("*.txt")) else {}
@@ -113,7 +116,7 @@ def load_splits(source: str, config: str | None = None) -> datasets.DatasetDict:
             return datasets.load_dataset(source, config)
     except UserError:
         raise
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # Readers let through whatever their parsers raise, StopIteration included.
         place = source if path.exists() else f"{source}: no such file or folder here, and not had from the Hub"
         raise UserError(f"{place}: {one_line(error)}") from None
 
@@ -151,12 +154,16 @@ def _numbered_documents(dataset: Dataset) -> Iterator[tuple[int, str]]:
     return ((row, text) for row, text in enumerate(texts) if text and not text.isspace())
 
 
+def is_text(feature: Any) -> bool:
+    """Whether a column of this feature holds strings."""
+    return getattr(feature, "dtype", None) in ("string", "large_string")
+
+
 def _text_only(dataset: Dataset, text_column: str, name: str) -> Dataset:
     if text_column not in dataset.column_names:
         raise UserError(f"{name}: no column {text_column!r}, there are {', '.join(dataset.column_names)}")
-    dtype = dataset.features[text_column].dtype
-    if dtype not in ("string", "large_string", "null"):
-        raise UserError(f"{name}: column {text_column!r} holds {dtype}, not text")
+    if not is_text(dataset.features[text_column]):
+        raise UserError(f"{name}: column {text_column!r} holds {dataset.features[text_column]}, not text")
     dataset = dataset.select_columns([text_column])
     return dataset if text_column == "text" else dataset.rename_column(text_column, "text")
 

@@ -2,17 +2,36 @@
 
 import statistics
 import time
+from functools import lru_cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM, FlexiBertModel
+from flexibert.modeling_flexibert import FlexiBertEmbeddings, FlexiBertLayer
+from flexibert.spec import LayerSpec
 
 
 def count_parameters(config: FlexiBertConfig) -> int:
-    """Parameters of the encoder with its embeddings, without pooler and heads; builds no weights."""
+    """Parameters of the encoder with its embeddings, without pooler and heads; builds no weights.
+
+    Layers that were counted before are looked up, so that a sampler may ask about hundreds of architectures.
+    """
     with torch.device("meta"):
-        return FlexiBertModel(config, add_pooling_layer=False).num_parameters()
+        count = sum(parameter.numel() for parameter in FlexiBertEmbeddings(config).parameters())
+    width, resize = config.embedding_size, config.project_embeddings
+    for spec in config.layer_specs:
+        count += _layer_parameters(spec, width, resize, config.position_embedding_type, config.max_position_embeddings)
+        width, resize = spec.hidden_size, False
+    return count
+
+
+@lru_cache(maxsize=10_000)
+def _layer_parameters(spec: LayerSpec, input_size: int, resize: bool, positions: str, max_positions: int) -> int:
+    config = FlexiBertConfig(layers=[spec], position_embedding_type=positions, max_position_embeddings=max_positions)
+    with torch.device("meta"):
+        layer = FlexiBertLayer(config, spec, input_size, always_resize=resize)
+    return sum(parameter.numel() for parameter in layer.parameters())
 
 
 def forward_flops(config: FlexiBertConfig, sequence_length: int, predictions: int) -> int:

@@ -47,7 +47,7 @@ _EDGES_PER_UNIT = 10  # an edge costs 0.1
 _PAIRS_AT_ONCE = 1 << 21
 _PAIRS_IN_CACHE = 1 << 15
 _ELEMENTS_AT_ONCE = 1 << 19  # of a (R, N, N) array in the search: the caches of a core hold a few of these
-_STRUCTURAL = 3  # labels up to the first of a feed-forward layer keep ranks of their own
+_FREE = 4  # the labels before (input, output, add_norm, a feed-forward layer) have ranks of their own
 
 Architecture = Sequence[LayerSpec]
 
@@ -72,7 +72,7 @@ class EditDistance:
         workers: Threads to search with.
     """
 
-    def __init__(self, examples: Iterable[LayerSpec | Architecture], starts: int = 16, workers: int | None = None):
+    def __init__(self, examples: Iterable[LayerSpec | Architecture], starts: int = 32, workers: int | None = None):
         """Learns the labels of a space from layers or architectures that hold each of them at least once."""
         layers = {layer for item in examples for layer in ([item] if isinstance(item, LayerSpec) else item)}
         self.weights = label_weights(label for layer in layers for label in layer_labels(layer))
@@ -145,7 +145,8 @@ class _Graphs:
         present = self.batch.roles != ABSENT
         self.num_vertices = present.sum(1)
         self.num_edges = self.batch.edges.any(2).sum(1)
-        self.above = np.stack([((self.batch.labels >= rank) & present).sum(1) for rank in range(len(labels))], 1)
+        counts = [((self.batch.labels >= rank) & present).sum(1) for rank in range(len(labels))]
+        self.above = np.stack(counts, 1).astype(np.int16)
 
     def distances(self, i: np.ndarray, j: np.ndarray, edges_kept: "_EdgesKept") -> np.ndarray:
         """(n, m) distances between graphs `i` (n,) and `j` (m,)."""
@@ -203,22 +204,23 @@ class _EdgesKept:
 
     def _ranks(self, i: np.ndarray, j: np.ndarray) -> Iterator[np.ndarray]:
         """For each label, the rank that it has in P pairs: (P,) whole numbers."""
+        above = self._graphs.above
+        streams = [np.sign(above[j, label] - above[i, label]) for label in range(above.shape[1])]
+        streams.append(np.zeros_like(streams[0]))
         rank = np.zeros(len(i), np.int16)
         yield rank
         in_a = in_b = np.ones(len(i), bool)  # whether a vertex of a or b has the present rank
-        direction = np.zeros(len(i), np.int8)  # of the stream between the labels of the present rank
-        for label in range(1, self._has.shape[1]):
+        before = streams[0]  # the stream into the label that came last
+        for label in range(1, above.shape[1]):
             of_a, of_b = self._has[i, label], self._has[j, label]
             occurs = of_a | of_b
-            stream = np.sign(self._graphs.above[j, label] - self._graphs.above[i, label]).astype(np.int8)
-            if label <= _STRUCTURAL:
-                joins = ~occurs
-            else:
+            stream, after = streams[label], streams[label + 1]
+            joins = ~occurs
+            if label >= _FREE:
                 against = np.where(stream > 0, in_b & of_a, in_a & of_b)
-                turns = (direction != 0) & (direction != stream)
-                joins = ~occurs | ((stream != 0) & ~against & ~turns)
+                joins |= (stream != 0) & ~against & (before != -stream) & (after != -stream)
             in_a, in_b = of_a | (joins & in_a), of_b | (joins & in_b)
-            direction = np.where(occurs, np.where(joins, stream, np.int8(0)), direction)
+            before = np.where(occurs, stream, before)
             rank = rank + ~joins
             yield rank
 

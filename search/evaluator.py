@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
@@ -22,6 +23,7 @@ from .progress import RunProgress
 from .publish import save_checkpoint
 from .search_space import Architecture
 from .tasks import Task
+from .weight_transfer import ENOUGH_OVERLAP, overlap, transfer
 
 
 SCORE = "score_percent"
@@ -39,6 +41,7 @@ class Evaluator:
         tasks: Whose mean primary metric is the score; none scores by masked token accuracy.
         glue: Where GLUE tasks came from, a folder or a Hub id.
         search: What a model card says about how the architecture was found.
+        transfer: How a candidate takes over the weights of a trained one, see `weight_transfer.transfer`.
         measure_latency: Whether trials have the metric `latency_ms`.
     """
 
@@ -55,10 +58,14 @@ class Evaluator:
     progress: RunProgress
     glue: str
     search: Mapping[str, Any]
+    transfer: Literal["none", "ordered", "random_projection"] = "none"
     measure_latency: bool = False
 
-    def __call__(self, layers: Architecture, folder: Path) -> dict[str, float]:
+    def __call__(self, layers: Architecture, folder: Path, source: Path | None = None) -> dict[str, float]:
         """Trains an encoder and leaves its checkpoint in `folder`, with one fine-tuned checkpoint per task beneath.
+
+        Args:
+            source: Checkpoint whose weights it starts from. If it can give most of them, it is only fine-tuned.
 
         Returns:
             Metrics with their units in their names, `score_percent` among them.
@@ -69,25 +76,43 @@ class Evaluator:
         config = self.config(layers)
         set_seed(self.seed)
         model = FlexiBertForMaskedLM(config)
-        total = self.pretraining.steps
+        given = self._start_from(model, source) if source is not None else 0.0
+        budget = dataclasses.replace(self.pretraining, steps=0) if given >= ENOUGH_OVERLAP else self.pretraining
         pretrained = pretrain(
             model,
             self.blocks,
             self.validation_blocks,
             self.tokenizer,
-            self.pretraining,
+            budget,
             self.seed,
             self.accelerator,
-            progress=lambda done, loss, rate: self.progress.update("pretraining", done, total, loss, rate),
+            progress=lambda done, loss, rate: self.progress.update("pretraining", done, budget.steps, loss, rate),
         )
         if self.accelerator.is_main_process:
-            save_checkpoint(model, self.tokenizer, folder, self.card(folder.name, pretrained, {}))
+            save_checkpoint(model, self.tokenizer, folder, self.card(folder.name, budget, pretrained, {}))
         self.accelerator.wait_for_everyone()
         results = {task.name: self._finetune(task, folder) for task in self.tasks}
         if self.accelerator.is_main_process:
-            write_card(folder, self.card(folder.name, pretrained, results))
+            write_card(folder, self.card(folder.name, budget, pretrained, results))
         metrics = collect_metrics(count_parameters(config), pretrained, results)
-        return {**metrics, LATENCY: self.latency_ms(config)} if self.measure_latency else metrics
+        if self.transfer != "none":
+            metrics["transferred_percent"] = 100 * given
+        if self.measure_latency:
+            metrics[LATENCY] = self.latency_ms(config)
+        return metrics
+
+    def find_source(self, layers: Architecture, trained: Sequence[tuple[Architecture, Path]]) -> Path | None:
+        """The checkpoint with the largest overlap, if any has one."""
+        config = self.config(layers)
+        overlaps = [(overlap(self.config(ancestor), config), folder) for ancestor, folder in trained]
+        best, folder = max(overlaps, key=lambda pair: pair[0], default=(0.0, None))
+        return folder if best > 0 else None
+
+    def _start_from(self, model: FlexiBertForMaskedLM, source: Path) -> float:
+        """Takes over weights; returns the overlap."""
+        config = FlexiBertConfig.from_pretrained(source)
+        transfer(model, load_file(source / "model.safetensors"), config, self.transfer, self.seed)
+        return overlap(config, model.config)
 
     def config(self, layers: Architecture) -> FlexiBertConfig:
         """The configuration of a candidate."""
@@ -104,8 +129,10 @@ class Evaluator:
         self.progress.update(f"fine-tuning on {task.name}", 1, 1, result.train_loss)
         return result
 
-    def card(self, name: str, pretrained: PretrainingResult, results: Mapping[str, FinetuningResult]) -> CardFacts:
-        """What the model card of a trial says."""
+    def card(
+        self, name: str, pretraining: PretrainingBudget, pretrained: PretrainingResult, results: Mapping
+    ) -> CardFacts:
+        """What the model card of a trial says; `results` has a `FinetuningResult` per task done so far."""
         budget = (
             f"{self.finetuning.epochs:g} epochs"
             if self.finetuning.max_steps < 0
@@ -126,7 +153,7 @@ class Evaluator:
             if task.name in results
             for metric, value in results[task.name].metrics.items()
         ]
-        card = pretraining_card(name, self.corpus, self.pretraining, pretrained, self.seed)
+        card = pretraining_card(name, self.corpus, pretraining, pretrained, self.seed)
         return dataclasses.replace(card, scores=(*card.scores, *scores), search={**self.search, "trial": name})
 
     def _hub_data_set(self, task: Task) -> dict[str, str]:

@@ -119,7 +119,7 @@ class FinetuningTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
         parts = self.args.gradient_accumulation_steps * self.args.world_size
-        lengths = list(self.train_dataset["length"])  # of all columns, of which only the model's reach the data loader
+        lengths = self.train_dataset["length"][:]  # of all columns, of which only the model's reach the data loader
         return LengthGroupedSampler(lengths, self.args.train_batch_size * parts, self.args.seed)
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
@@ -286,7 +286,7 @@ def evaluate(
     trainer: Trainer, head: SequenceClassification | QuestionAnswering, dataset: Dataset, features: Dataset
 ) -> dict[str, float]:
     """Metrics on a split. All processes get those of the whole split."""
-    features = features.select(np.argsort(features["length"], kind="stable")[::-1])  # little padding
+    features = features.select(np.argsort(features["length"][:], kind="stable")[::-1])  # little padding
     logits = trainer.predict(features).predictions
     if not all(np.isfinite(part).all() for part in (logits if isinstance(logits, tuple) else (logits,))):
         raise TrainingDiverged("predictions are not finite after the last step; a lower learning rate may help")

@@ -15,8 +15,7 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
 from .errors import UserError
 from .metrics import compute
-from .sequence_classification import check_columns
-from .tasks import Task
+from .tasks import Task, check_columns
 
 
 MAX_ANSWER_TOKENS = 30

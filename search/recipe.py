@@ -31,6 +31,7 @@ class Recipe:
         tokenizer: Folder or Hub id, None to train one of `vocab_size` on the corpus.
         max_train_examples: Cap on the examples of a task, None for all.
         model: Fields of `FlexiBertConfig` that all candidates share.
+        transfer: Whether, and how, a candidate starts from the weights of the trained one that is most like it.
         pretraining, finetuning: Budgets of every trial.
     """
 
@@ -45,6 +46,7 @@ class Recipe:
     vocab_size: int = 8192
     max_train_examples: int | None = None
     model: Mapping[str, Any] = field(default_factory=dict)
+    transfer: Literal["none", "ordered", "random_projection"] = "none"
     pretraining: PretrainingBudget = PretrainingBudget()
     finetuning: FinetuningBudget = FinetuningBudget()
 

@@ -95,8 +95,11 @@ class SearchSpace:
 
     def _check(self, path: str) -> None:
         """Builds every combination that could be illegal, so that no trial ever is."""
-        if sum("graph" in operation for operation in self.operations) > 1:
-            raise UserError(f"{path}.operations: more than one searched graph")
+        if (
+            self.graph_space is not None
+            and sum(choice["op"] == SearchedAttention.op for choice in self.operations) > 1
+        ):
+            raise UserError(f"{path}.operations: a searched graph beside another attention_graph")
         probe = parse_graph(GRAPHS["scaled-dot-product"])
         if any(depth % self.layers_per_stack for depth in self.num_layers):
             raise UserError(f"{path}.num_layers: every depth must be a multiple of layers_per_stack")
@@ -228,7 +231,7 @@ class SearchSpace:
             labels = []
             for group in layer.operations:
                 label = operation_label(group.to_dict())
-                if self.graph_space is not None and group.op == SearchedAttention.op and label not in self._by_label:
+                if self.graph_space is not None and group.op == SearchedAttention.op:
                     label = group.op
                     values.update(self.graph_space.encode(group.graph, f"{unit}.graph."))
                 labels += [label] * group.num_heads
@@ -295,8 +298,8 @@ class SearchSpace:
 
     def change(self, values: Mapping[str, Value], name: str, value: Value, rng: random.Random) -> dict[str, Value]:
         """Normal values with one changed; parameters that only now have a say are drawn at random."""
-        active = {name: values[name] for name in self.active(values)}
-        return self.normalize({**self.sample_values(rng), **active, name: value})
+        kept = {active: values[active] for active in self.active(values)}
+        return self.normalize({**self.sample_values(rng), **kept, name: value})
 
     def mutate_graph(
         self, values: Mapping[str, Value], unit: str, rng: random.Random, choose: Choose | None = None

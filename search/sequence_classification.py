@@ -1,7 +1,5 @@
 """Classification and regression of texts and pairs of texts: what fine-tuning needs to know about such tasks."""
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,9 +8,8 @@ import numpy as np
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from .errors import UserError
 from .metrics import compute
-from .tasks import Task
+from .tasks import Task, check_columns, check_labels
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class SequenceClassification:
     def score(self, logits: np.ndarray, features: Dataset, dataset: Dataset) -> dict[str, float]:
         """The task's metrics of logits (N, labels), in the order of the features."""
         predictions = logits[:, 0] if self.task.num_labels == 1 else logits.argmax(-1)
-        return compute(self.task.metric, predictions, np.asarray(features["labels"]))
+        return compute(self.task.metric, predictions, np.asarray(features["labels"][:]))
 
 
 @lru_cache(maxsize=32)
@@ -59,7 +56,7 @@ def encode(dataset, tokenizer, text_columns, label_column, num_labels, max_lengt
         place: Where the data set comes from, for messages.
     """
     check_columns(dataset, (*text_columns, label_column), place)
-    check_labels(dataset[label_column], num_labels, place)
+    check_labels(dataset[label_column][:], num_labels, place)
     label_type = float if num_labels == 1 else int
 
     def tokenize(batch):
@@ -70,24 +67,3 @@ def encode(dataset, tokenizer, text_columns, label_column, num_labels, max_lengt
         return encoded
 
     return dataset.map(tokenize, batched=True, remove_columns=dataset.column_names, keep_in_memory=True)
-
-
-def check_columns(dataset: Dataset, columns: Iterable[str], place: str) -> None:
-    """Raises UserError where a column is missing, or all rows are."""
-    for column in columns:
-        if column not in dataset.column_names:
-            raise UserError(f"{place}: no column {column!r}, there are {', '.join(dataset.column_names)}")
-    if len(dataset) == 0:
-        raise UserError(f"{place}: no examples")
-
-
-def check_labels(labels: Iterable, num_labels: int, place: str) -> None:
-    """Raises UserError at the first label that is no class, or for regression no number."""
-    accepted = f"whole numbers from 0 to {num_labels - 1}" if num_labels > 1 else "finite numbers"
-    for row, label in enumerate(labels):
-        if num_labels > 1:
-            good = isinstance(label, int) and 0 <= label < num_labels
-        else:
-            good = isinstance(label, (int, float)) and math.isfinite(label)
-        if not good:
-            raise UserError(f"{place}, row {row}: label {label!r}, accepted are {accepted}")

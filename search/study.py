@@ -9,7 +9,7 @@ import os
 import random
 import socket
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,12 @@ from .search_space import Architecture, SearchSpace
 MAX_FAILURES = 5
 MAX_REPEATS = 20
 
-Evaluate = Callable[[Architecture, Path], dict[str, float]]
-"""Trains an architecture, leaves its checkpoint in the folder and returns metrics with units in their names."""
+Evaluate = Callable[[Architecture, Path, Path | None], dict[str, float]]
+"""Trains an architecture, leaves its checkpoint in the folder and returns metrics with units in their names. The third
+argument is the checkpoint to start from, if any."""
+
+FindSource = Callable[[Architecture, Sequence[tuple[Architecture, Path]]], Path | None]
+"""Chooses, among trained architectures and their checkpoints, the one to start from."""
 
 
 def open_study(url: str, name: str, identity: Mapping[str, Any], directions: Mapping[str, str]) -> optuna.Study:
@@ -151,6 +155,7 @@ class Search:
         folder: Of the run.
         seed: Of the sampler.
         feasible: Which architectures keep within the limits of the search; others are passed over.
+        find_source: Chooses the trained encoder that a candidate starts from; none does where it is None.
         after_trial: Called on the main process with every trial that trained an architecture and its folder.
     """
 
@@ -166,6 +171,7 @@ class Search:
         accelerator: Accelerator,
         progress: RunProgress,
         feasible: Feasible | None = None,
+        find_source: FindSource | None = None,
         after_trial: Callable[[FrozenTrial, Path], None] | None = None,
     ):
         self.study = study
@@ -178,6 +184,7 @@ class Search:
         self.accelerator = accelerator
         self.progress = progress
         self.feasible = feasible
+        self.find_source = find_source
         self.after_trial = after_trial
 
     def run(self, trials: int) -> None:
@@ -239,9 +246,10 @@ class Search:
             raise optuna.TrialPruned("beyond the limits of the search")
         self.progress.start_trial(f"trial {trial.number} {name}")
         folder = self.trial_folder(trial.number, name)
-        self._broadcast((layers_to_dicts(layers), str(folder)))
+        source = self._source(layers)
+        self._broadcast((layers_to_dicts(layers), folder, source))
         try:
-            metrics = self.evaluate(layers, folder)
+            metrics = self.evaluate(layers, folder, source)
         except TrainingDiverged as error:
             trial.set_user_attr("failure", str(error))
             self.progress.end_trial(None, str(error))
@@ -250,6 +258,19 @@ class Search:
         values = [metrics[objective] for objective in self.objectives]
         self.progress.end_trial(values[0])
         return values
+
+    def _source(self, layers: Architecture) -> Path | None:
+        """The checkpoint that the candidate starts from, among those that this machine has."""
+        if self.find_source is None:
+            return None
+        trained = [
+            (
+                parse_layers(trial.user_attrs["layers"]),
+                self.trial_folder(trial.number, trial.user_attrs["fingerprint"]),
+            )
+            for trial in finished(self.study)
+        ]
+        return self.find_source(layers, [(ancestor, folder) for ancestor, folder in trained if folder.is_dir()])
 
     def _is_feasible(self, layers: Architecture) -> bool:
         return self.feasible is None or self.feasible(layers)
@@ -280,8 +301,8 @@ class Search:
 
     def _follow(self) -> None:
         while (message := self._broadcast(None)) is not None:
-            layers, folder = message
+            layers, folder, source = message
             try:
-                self.evaluate(parse_layers(layers), Path(folder))
+                self.evaluate(parse_layers(layers), folder, source)
             except TrainingDiverged:  # the main process has told the study
                 continue

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from datasets import ClassLabel, Dataset
 
-from .corpus import Corpus, load_splits, source_name
+from .corpus import Corpus, is_text, load_splits, source_name
 from .errors import UserError
 from .metrics import GLUE_TASKS
 from .self_made_tasks import LABEL_NAMES, SELF_MADE_TASKS, TEXT_COLUMNS, make_splits
@@ -155,7 +155,7 @@ def _guess_columns(dataset: Dataset, name: str) -> tuple[tuple[str, ...], str]:
     """Those of SQuAD if they are there, else "label" and all columns of text."""
     if {"question", "context", "answers"} <= set(dataset.column_names):
         return ("question", "context"), "answers"
-    columns = tuple(c for c in dataset.column_names if c != "label" and _is_text(dataset.features[c]))
+    columns = tuple(c for c in dataset.column_names if c != "label" and is_text(dataset.features[c]))
     if not 1 <= len(columns) <= 2:
         raise UserError(
             f"task {name!r}: {len(columns)} columns hold text, where 1 or 2 are expected; name them as "
@@ -202,10 +202,6 @@ def _classes(splits: dict[str, Dataset], column: str, title: str) -> tuple[dict[
     return encoded, tuple(map(str, names))
 
 
-def _is_text(feature) -> bool:
-    return getattr(feature, "dtype", None) in ("string", "large_string")
-
-
 def check_columns(dataset: Dataset, columns: Iterable[str], place: str) -> None:
     """Raises UserError where a column is missing, or all rows are."""
     for column in columns:
@@ -217,7 +213,7 @@ def check_columns(dataset: Dataset, columns: Iterable[str], place: str) -> None:
 
 def check_texts(dataset: Dataset, column: str, place: str) -> None:
     """Raises UserError at the first row without a text."""
-    if not _is_text(dataset.features[column]):
+    if not is_text(dataset.features[column]):
         raise UserError(f"{place}: column {column!r} holds {dataset.features[column]}, not text")
     for row, text in enumerate(dataset[column]):
         if text is None:

@@ -86,7 +86,7 @@ SPECS = {
     ],
     "narrowing": [layer(48, op("self_attention", 4)), layer(32, op("self_attention", 2), head_size=24)],
 }
-"""Name -> layers. Together they hold every operation, each option that changes a forward pass, and changes of width."""
+"""Name -> layers. Together they hold every operation, each option that changes a forward pass, changes of width."""
 
 EVERY_OPERATION = [
     layer(

@@ -36,9 +36,28 @@ TINY = {
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """A few thousand words of text whose sentences can be told apart."""
-    words = (
-        ["the", "a", "one", "small", "large", "red", "green", "blue", "fox", "dog", "cat", "bird", "runs", "sleeps", "jumps", "sees", "finds", "over", "under", "near"]
-    )
+    words = [
+        "the",
+        "a",
+        "one",
+        "small",
+        "large",
+        "red",
+        "green",
+        "blue",
+        "fox",
+        "dog",
+        "cat",
+        "bird",
+        "runs",
+        "sleeps",
+        "jumps",
+        "sees",
+        "finds",
+        "over",
+        "under",
+        "near",
+    ]
     path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
     lines = []
     for start in range(400):
@@ -102,6 +121,16 @@ def test_a_search_leaves_a_run_folder_and_says_what_to_try(tmp_path, recipe):
     assert scores.returncode == 0, scores.stderr
     assert "word_order" in scores.stdout and "accuracy" in scores.stdout
     assert (tmp_path / "fine" / "word_order" / "config.json").is_file()
+
+
+def test_weights_are_transferred_and_costs_weighed(tmp_path, corpus):
+    recipe = write_recipe(tmp_path, corpus, trials=3, sampler={"name": "boshnas"})
+    options = ("--transfer", "ordered", "--objectives", "score_percent,latency_ms", "--max-parameters", "100000")
+    done = command("run", "--recipe", recipe, "--runs", str(tmp_path / "runs"), *options)
+    assert done.returncode == 0, done.stderr
+    metrics = [trial["metrics"] for trial in completed(tmp_path / "runs" / "tiny")]
+    assert metrics[0]["transferred_percent"] == 0 < metrics[1]["transferred_percent"]
+    assert all(row["latency_ms"] > 0 and row["parameters"] <= 100_000 for row in metrics)
 
 
 def recipe_corpus(recipe):

@@ -88,4 +88,5 @@ def test_configurations_of_released_versions_load(path):
     """Installed code takes precedence over the code in a checkpoint, so it reads whatever an older version wrote."""
     data = json.loads(path.read_text(encoding="utf-8"))
     written = json.loads(FlexiBertConfig.from_json_file(path).to_json_string(use_diff=False))
-    assert {**written, "transformers_version": data["transformers_version"]} == data
+    del data["transformers_version"]
+    assert {key: written[key] for key in data} == data

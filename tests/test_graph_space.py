@@ -404,10 +404,6 @@ SPACES = {
     "tail": {**TINY, "operations": [{"op": "attention_graph", "graph": {}}, *TINY["operations"][1:3]]},
     "stacks": {**TINY, "num_layers": [2, 4], "layers_per_stack": 2, "shared_hidden_size": True},
     "mixed heads": {**TINY, "mixed_heads": True, "operations": [*TINY["operations"][:3], {"op": "self_attention"}]},
-    "beside a fixed graph": {
-        **TINY,
-        "operations": [{"op": "attention_graph", "nodes": list(GRAPHS["scaled-dot-product"])}, TINY["operations"][0]],
-    },
 }
 
 
@@ -462,6 +458,19 @@ def test_graph_parameters_cannot_be_restricted():
     assert [layer.operations[0].op for layer in layers] == ["attention_graph", "lightweight_convolution"]
 
 
+FIXED = {"op": "attention_graph", "nodes": list(GRAPHS["autobert-zero-layer-4"])}
+
+
+def test_fixed_graphs_are_choices_too():
+    space = SearchSpace.from_dict({**TINY, "operations": [FIXED, {"op": "self_attention"}]})
+    layers = space.sample(random.Random(0))
+    assert layers in space and space.size() == 4
+    assert {space.sample(random.Random(seed))[0].operations[0].op for seed in range(9)} == {
+        FIXED["op"],
+        "self_attention",
+    }
+
+
 @pytest.mark.parametrize(
     "operations, message",
     [
@@ -470,7 +479,8 @@ def test_graph_parameters_cannot_be_restricted():
             r"space.operations\[0\].graph.mode: 'x' is not accepted",
         ),
         ([{"op": "attention_graph", "graph": {}, "nodes": []}], r"space.operations\[0\]: unknown key 'nodes'"),
-        ([{"op": "attention_graph", "graph": {}}] * 2, "space.operations: more than one searched graph"),
+        ([{"op": "attention_graph", "graph": {}}] * 2, "space.operations: a searched graph beside another"),
+        ([{"op": "attention_graph", "graph": {}}, FIXED], "space.operations: a searched graph beside another"),
         ([{"op": "self_attention", "graph": {}}], r"space.operations\[0\]: unknown key 'graph'"),
     ],
 )

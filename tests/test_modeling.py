@@ -58,6 +58,11 @@ def gradients(model) -> dict[str, torch.Tensor | None]:
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
+def test_models_of_these_tests_are_small():
+    for layers in (*SPECS.values(), EVERY_OPERATION):
+        assert FlexiBertForMaskedLM(make_config(layers)).num_parameters() < 100_000
+
+
 # --- weights ------------------------------------------------------------------------------------------------------
 
 
@@ -244,14 +249,13 @@ def test_padding_takes_part_on_request(spec):
     assert torch.equal(model(**inputs).last_hidden_state, masked)
 
 
-def test_a_row_of_padding_alone_stays_finite():
-    for backend in ("eager", "sdpa"):
-        model, inputs = (
-            make_model(FlexiBertModel, EVERY_OPERATION, attn_implementation=backend),
-            make_inputs(padding=True),
-        )
-        inputs["attention_mask"][1] = 0
-        assert torch.isfinite(model(**inputs).last_hidden_state).all()
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("length_groups", [1, 3])
+def test_a_row_of_padding_alone_stays_finite(backend, length_groups):
+    fields = {"attn_implementation": backend, "length_groups": length_groups}
+    model, inputs = make_model(FlexiBertModel, EVERY_OPERATION, **fields), make_inputs(padding=True)
+    inputs["attention_mask"][1] = 0
+    assert torch.isfinite(model(**inputs).last_hidden_state).all()
 
 
 @pytest.mark.parametrize("spec", ["homogeneous", "fourier", "cosine", "graph"])
@@ -284,6 +288,14 @@ def test_attention_backends_agree(spec, positions):
     fused = model(**inputs).last_hidden_state
     model.set_attn_implementation("eager")
     torch.testing.assert_close(model(**inputs).last_hidden_state, fused, atol=1e-5, rtol=1e-5)
+
+
+def test_flash_attention_is_offered_where_every_operation_takes_it():
+    offered = {name: FlexiBertModel(make_config(name))._supports_flash_attn for name in SPECS}
+    assert {name for name, offer in offered.items() if offer} == {"homogeneous", "multiplicative", "narrowing"}
+    assert not FlexiBertModel(make_config("homogeneous", position_embedding_type="relative_key"))._supports_flash_attn
+    with pytest.raises(ValueError, match="does not support Flash Attention"):
+        FlexiBertModel(make_config("fourier", attn_implementation="flash_attention_2"))
 
 
 # --- training -----------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class Recorder:
         self.seen = []
         self.diverges = diverges
 
-    def __call__(self, layers, folder):
+    def __call__(self, layers, folder, source):
         self.seen.append(fingerprint(layers))
         if self.diverges(layers):
             raise TrainingDiverged("the loss is nan at step 3")
@@ -147,6 +147,25 @@ def test_after_trial_is_told_every_trained_trial(tmp_path):
     assert all(name.startswith(f"{number:04d}-") for number, name in told)
 
 
+def test_candidates_start_from_what_find_source_chooses(tmp_path):
+    offered, sources = [], []
+
+    def evaluate(layers, folder, source):
+        folder.mkdir(parents=True)
+        sources.append(source)
+        return {"score_percent": score(layers)}
+
+    def find_source(layers, trained):
+        offered.append([fingerprint(ancestor) for ancestor, _ in trained])
+        return trained[-1][1] if trained else None
+
+    search = make_search(tmp_path, evaluate, find_source=find_source)
+    search.run(3)
+    names = [name for name, _ in outcome(search.study)]
+    assert offered == [names[:0], names[:1], names[:2]]
+    assert sources[0] is None and [source.name.split("-")[1] for source in sources[1:]] == names[:2]
+
+
 def test_unknown_sampler_and_option_are_named():
     space = SearchSpace.from_dict(SPACE)
     with pytest.raises(UserError, match="unknown sampler 'tpee', known: boshnas, opnas"):
@@ -161,7 +180,7 @@ WORKER = """
     sys.path[:0] = [{tests!r}, {root!r}]
     import test_study
 
-    def evaluate(layers, folder):
+    def evaluate(layers, folder, source):
         with open(Path({folder!r}) / "log", "a", encoding="utf-8") as log:
             log.write(test_study.fingerprint(layers) + "\\n")
         time.sleep({seconds})

@@ -1,4 +1,4 @@
-"""Fetches transformers' own model tests, which its source distribution carries, into `.cache/official` (git ignores it).
+"""Fetches transformers' own model tests, which its source distribution carries, into `.cache/official` (not in git).
 
     python tests/official/fetch.py
 
