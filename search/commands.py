@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def run(options) -> None:
         )
         search.run(recipe.trials)
     if accelerator.is_main_process:
-        conclude(study, folder, task=recipe.tasks[0] if recipe.tasks else "word_order")
+        conclude(study, folder, finetuning_options(recipe, options))
 
 
 def choose_objectives(names: tuple[str, ...]) -> dict[str, str]:
@@ -212,7 +213,18 @@ def keep_best(study: optuna.Study, trial, trial_folder: Path, folder: Path) -> N
             shutil.copytree(trial_folder, aside, dirs_exist_ok=True)
 
 
-def conclude(study: optuna.Study, folder: Path, task: str) -> None:
+def finetuning_options(recipe: Recipe, options) -> str:
+    """What to add to the command finetune for the first task of a run, from where the run had it."""
+    task = recipe.tasks[0] if recipe.tasks else "word_order"
+    given = {"--tasks": task}
+    if task in GLUE_TASKS:
+        given["--glue"] = options.glue
+    elif task in SELF_MADE_TASKS:
+        given |= {"--corpus": recipe.corpus, "--corpus-config": recipe.corpus_config}
+    return " ".join(f"{option} {shlex.quote(value)}" for option, value in given.items() if value is not None)
+
+
+def conclude(study: optuna.Study, folder: Path, finetuning: str) -> None:
     """Writes summary and report, and says what was found and what can be done with it."""
     replace_file(folder / "summary.json", json.dumps(summarise(study), indent=2, allow_nan=False))
     write_report(study, folder / "report")
@@ -237,7 +249,7 @@ def conclude(study: optuna.Study, folder: Path, task: str) -> None:
         "",
         "Try next:",
         f'  load it       {python} -c "{load}"',
-        f"  fine-tune it  {python} -m search finetune --model {checkpoint} --tasks {task}",
+        f"  fine-tune it  {python} -m search finetune --model {checkpoint} {finetuning}",
         f"  publish it    {python} -m search publish {checkpoint} --repo-id YOUR_NAME/{folder.name} --push",
     ]
     print("\n".join(lines))

@@ -1,7 +1,7 @@
 """Labelled tasks made from nothing but text, so that encoders can be compared on anybody's corpus.
 
-Each comes in pairs of one true and one false example that share their words or their first sentence, so that neither
-class has more examples, and neither the words of a sentence nor its first sentence give the label away.
+Examples come in pairs, a true one and a false one with the same words or the same first sentence. So there is as
+much of each class, and neither the words of a sentence nor a first sentence give a label away.
 """
 
 import re
