@@ -10,8 +10,9 @@ READY := $(VENV)/.ready
 search: $(READY)
 	$(BIN)/accelerate launch -m search
 
+# one worker per core; files stay together, because their fixtures are shared
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -48,11 +48,11 @@ def finetune_like_the_example(
         encoded = tokenizer(*texts, padding="max_length", truncation=True, max_length=budget.max_length)
         return {**encoded, "label": batch[task.label_column]}
 
-    train, validation = (
-        split.map(encode, batched=True, remove_columns=split.column_names, keep_in_memory=True)
-        for split in (task.train, *task.validation.values())
-    )
     with quiet(), tempfile.TemporaryDirectory() as folder:
+        train, validation = (
+            split.map(encode, batched=True, remove_columns=split.column_names, keep_in_memory=True)
+            for split in (task.train, *task.validation.values())
+        )
         transformers.set_seed(seed)
         trainer = Trainer(
             model=load_model(model_dir, head),
@@ -123,8 +123,8 @@ def main() -> None:
     options = parse_options()
     warnings.simplefilter("ignore", RuntimeWarning)
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
-    (task,) = load_tasks([options.task], None, glue=options.glue)
     budget = FinetuningBudget(max_steps=options.steps, learning_rate=options.learning_rate)
+    (task,) = load_tasks([options.task], None, options.glue, max_train_examples=options.steps * budget.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         model_dir = options.model or Path(folder)
         if options.model is None:

@@ -210,7 +210,7 @@ def load_tokenizer(
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # The `tokenizers` library raises plain exceptions.
         raise UserError(f"tokenizer {source}: {one_line(error)}") from None
     if not tokenizer.is_fast:
         raise UserError(
@@ -277,7 +277,8 @@ def tokenized_blocks(
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     del backend["padding"], backend["truncation"]  # They change with every call of the tokenizer.
-    folder = Path(cache_dir) / f"blocks-{_key(dataset, backend, sequence_length)}"
+    key = _key(dataset, backend, tokenizer.cls_token_id, tokenizer.sep_token_id, sequence_length)
+    folder = Path(cache_dir) / f"blocks-{key}"
     _make_once(folder, lambda aside: _write_blocks(dataset, tokenizer, sequence_length, dtype, aside / "tokens.bin"))
     return np.memmap(folder / "tokens.bin", dtype, mode="r").reshape(-1, sequence_length)
 

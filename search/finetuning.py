@@ -8,7 +8,7 @@ processes share every batch, return the same result, and only the main one write
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +20,8 @@ import transformers
 from accelerate import PartialState
 from datasets import Dataset
 from safetensors import SafetensorError
-from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.utils import is_torch_bf16_gpu_available
 
 import flexibert  # noqa: F401  # registers the encoders with the Auto classes
@@ -35,6 +33,7 @@ from .pretraining import TrainingDiverged
 from .question_answering import QuestionAnswering
 from .sequence_classification import SequenceClassification
 from .tasks import Task
+from .trainer import FinetuningTrainer
 
 
 @dataclass(frozen=True)
@@ -85,51 +84,6 @@ class FinetuningResult:
     seed: int
 
 
-class LengthGroupedSampler(Sampler[int]):
-    """Batches of similar length in random order, another one in every epoch.
-
-    transformers' sampler of this name goes from long to short texts again and again, which costs accuracy where short
-    texts are of another kind than long ones (SST-2's phrases and sentences). Here the batches are shuffled afterwards,
-    and texts are sorted among fewer: `WINDOW` batches already save most of the padding.
-    """
-
-    WINDOW = 8
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        indices = get_length_grouped_indices(self.lengths, self.batch_size, self.WINDOW, self.generator)
-        whole = len(indices) // self.batch_size
-        for batch in torch.randperm(whole, generator=self.generator).tolist():
-            yield from indices[batch * self.batch_size : (batch + 1) * self.batch_size]
-        yield from indices[whole * self.batch_size :]
-
-
-class FinetuningTrainer(Trainer):
-    """A Trainer with batches of similar length that stops at the first loss that is not finite, in all processes.
-
-    Its sampler has a generator of its own, because dropout drives the global ones of several processes apart.
-    """
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
-        parts = self.args.gradient_accumulation_steps * self.args.world_size
-        lengths = self.train_dataset["length"][:]  # of all columns, of which only the model's reach the data loader
-        return LengthGroupedSampler(lengths, self.args.train_batch_size * parts, self.args.seed)
-
-    def training_step(self, *args, **kwargs) -> torch.Tensor:
-        loss = self.accelerator.reduce(super().training_step(*args, **kwargs), reduction="mean")
-        if not torch.isfinite(loss):
-            step = self.state.global_step + 1
-            raise TrainingDiverged(f"the loss is {loss} at step {step}; a lower learning rate may help")
-        return loss
-
-
 def finetune(
     model_dir: Path | str,
     task: Task,
@@ -145,7 +99,8 @@ def finetune(
         model_dir: Checkpoint of a FlexiBERT or of any other encoder that transformers has, with whatever head.
         tokenizer: The one that the encoder was pretrained with.
         seed: Decides the weights of the head, the order of the data and dropout.
-        output_dir: Where a checkpoint with head and tokenizer is left; one that stands there is replaced at the end.
+        output_dir: Where a checkpoint with head and tokenizer is left, and what trackers write; one that stands there
+            is replaced at the end.
         training_arguments: Fields of transformers' `TrainingArguments` that overrule those made from the budget, such
             as `report_to`, `gradient_accumulation_steps` or `disable_tqdm=False`.
 
@@ -157,37 +112,28 @@ def finetune(
     kind = QuestionAnswering if task.metric == "squad" else SequenceClassification
     head = kind(task, tokenizer, budget.max_length)
     with quiet(), contextlib.ExitStack() as stack:
-        if not task.validation:
-            raise UserError(f"{task.name} has no validation split")
-        train_features = head.features(task.train, "train")
-        validation = {split: (dataset, head.features(dataset, split)) for split, dataset in task.validation.items()}
         transformers.set_seed(seed)
         model = load_model(model_dir, head)
         check_fit(model, tokenizer, budget)
+        if not task.validation:
+            raise UserError(f"{task.name} has no validation split")
+        train = head.features(task.train, "train")
+        validation = {split: (head.features(dataset, split), dataset) for split, dataset in task.validation.items()}
 
         scratch = stack.enter_context(tempfile.TemporaryDirectory())
         arguments = build_arguments(budget, seed, scratch, training_arguments)
         if output_dir is not None and arguments.should_save:
             with reported(output_dir):
                 arguments.output_dir = str(stack.enter_context(replace_folder(output_dir)))
-        trainer = FinetuningTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=train_features,
-            processing_class=tokenizer,
-        )
+        trainer = FinetuningTrainer(model=model, args=arguments, train_dataset=train, processing_class=tokenizer)
         trainer.remove_callback(PrinterCallback)
         training_started = time.perf_counter()
         outcome = trainer.train()
         training_seconds = time.perf_counter() - training_started
-        scores = {split: evaluate(trainer, head, *pair) for split, pair in validation.items()}
+        metrics = by_split({split: evaluate(trainer, head, *data) for split, data in validation.items()})
         if output_dir is not None:
-            with reported(output_dir):
-                trainer.save_model()
-                Path(arguments.output_dir, "training_args.bin").unlink(missing_ok=True)
+            save(trainer, output_dir)
     trainer.accelerator.wait_for_everyone()
-
-    metrics = by_split(scores)
     return FinetuningResult(
         metrics=metrics,
         score=primary(task.metric, metrics),
@@ -283,7 +229,7 @@ def build_arguments(
 
 
 def evaluate(
-    trainer: Trainer, head: SequenceClassification | QuestionAnswering, dataset: Dataset, features: Dataset
+    trainer: Trainer, head: SequenceClassification | QuestionAnswering, features: Dataset, dataset: Dataset
 ) -> dict[str, float]:
     """Metrics on a split. All processes get those of the whole split."""
     features = features.select(np.argsort(features["length"][:], kind="stable")[::-1])  # little padding
@@ -302,6 +248,13 @@ def by_split(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         for split, values in scores.items()
         for metric, value in values.items()
     }
+
+
+def save(trainer: Trainer, output_dir: Path) -> None:
+    """Writes the checkpoint to the trainer's folder, which `replace_folder` then puts in the place of `output_dir`."""
+    with reported(output_dir):
+        trainer.save_model()
+        Path(trainer.args.output_dir, "training_args.bin").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

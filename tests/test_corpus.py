@@ -253,6 +253,9 @@ def test_tokenizer_without_a_special_token(tmp_path, missing):
 def test_bad_tokenizer_folders(tmp_path):
     says("no such folder", load_tokenizer, str(tmp_path / "nowhere"), None, tmp_path)
     says(str(tmp_path), load_tokenizer, str(tmp_path), None, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}', encoding="utf-8")
+    (tmp_path / "tokenizer.json").write_text('{"model": "no"}', encoding="utf-8")
+    says(str(tmp_path), load_tokenizer, str(tmp_path), None, tmp_path)
 
 
 @pytest.mark.parametrize("name, first", [("bert-base-uncased", "[CLS]"), ("roberta-base", "<s>")])

@@ -12,7 +12,7 @@ from search.corpus import load_corpus, load_tokenizer
 
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 COMMANDS = re.findall(r"(?:accelerate launch[^`\n]*?|python|torchrun[^`\n]*?) -m search\b([^`\n]*)", README)
 
