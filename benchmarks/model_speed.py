@@ -248,7 +248,8 @@ def print_row(row: dict) -> None:
     memory = f"{row['memory_mib']:6.0f} / {row['peer_memory_mib']:6.0f} MiB" if "memory_mib" in row else ""
     print(
         f"{row['model']:22} {row['peer']:16} {row['shape']:5} {row['length']:4} {row['precision']:9} {row['step']:18} "
-        f"{row['tokens_per_second']:9,.0f} tokens/s  ratio {row['ratio']:5.2f} (to reach {row['target']:.2f})  {memory}",
+        f"{row['tokens_per_second']:9,.0f} tokens/s  ratio {row['ratio']:5.2f} (to reach {row['target']:.2f})  "
+        f"{memory}",
         flush=True,
     )
 

@@ -1,14 +1,15 @@
 """Edit distance between the computational graphs of encoders, by the costs of FlexiBERT (arXiv 2205.11656, Appendix).
 
-Every label has a weight, its place in a fixed order. To turn a vertex into another costs the difference of their weights,
+Every label has a weight, its place in a fixed order. To turn a vertex into another costs the difference of their
+weights,
 to insert or delete one its weight, and to insert or delete an edge 0.1. So the distance is
 
     least cost of a map between the vertices + 0.1 * (edges of a + edges of b - 2 * edges that the map keeps)
 
 The first term is transport on a line, with insertion and deletion at weight 0: the area between two counts of vertices
 above each weight, exact and a matter of nanoseconds. The second needs a search, `graph_matching.py`, over the maps of
-least vertex cost. The result is a distance that some map attains, hence never below the true one; it is symmetric, zero
-between equal graphs, and does not depend on what else is asked for. `benchmarks/edit_distance.py` measures how often it
+least vertex cost. The result is a distance that some map attains, hence never below the true one; it is symmetric,
+zero between equal graphs, and does not depend on what else is asked for. `benchmarks/edit_distance.py` measures how often it
 is exact (about 95% of random pairs of 2 to 4 layers; FlexiBERT's own bound, the first of networkx: 2%).
 
 Which vertices may be mapped to which depends on the order of labels only, not on their weights; so pairs of encoders
@@ -72,11 +73,18 @@ class EditDistance:
         workers: Threads to search with.
     """
 
-    def __init__(self, examples: Iterable[LayerSpec | Architecture], starts: int = 32, workers: int | None = None):
+    def __init__(
+        self,
+        examples: Iterable[LayerSpec | Architecture],
+        starts: int = 32,
+        exchanges: bool = True,
+        workers: int | None = None,
+    ):
         """Learns the labels of a space from layers or architectures that hold each of them at least once."""
         layers = {layer for item in examples for layer in ([item] if isinstance(item, LayerSpec) else item)}
         self.weights = label_weights(label for layer in layers for label in layer_labels(layer))
         self.starts = starts
+        self.exchanges = exchanges
         self.workers = workers or os.cpu_count() or 1
 
     def weight(self, label: Label) -> float:
@@ -104,7 +112,7 @@ class EditDistance:
         """
         graphs = _Graphs([*a, *(b or ())], self.weight)
         rows, columns = graphs.index[: len(a)], graphs.index[len(a) if b is not None else 0 :]
-        edges_kept = _EdgesKept(graphs, self.starts, self.workers)
+        edges_kept = _EdgesKept(graphs, self.starts, self.exchanges, self.workers)
         result = np.empty((len(rows), len(columns)), dtype)
         height = max(1, _PAIRS_AT_ONCE // max(1, len(columns)))
         for top in range(0, len(rows), height):
@@ -168,8 +176,8 @@ class _EdgesKept:
     vertex of one graph with the higher rank stands against the stream with one of the other with the lower rank.
     """
 
-    def __init__(self, graphs: _Graphs, starts: int, workers: int):
-        self._graphs, self._starts, self._workers = graphs, starts, workers
+    def __init__(self, graphs: _Graphs, starts: int, exchanges: bool, workers: int):
+        self._graphs, self._starts, self._exchanges, self._workers = graphs, starts, exchanges, workers
         batch, num_ranks = graphs.batch, graphs.above.shape[1]
         self._has = graphs.above > np.pad(graphs.above[:, 1:], ((0, 0), (0, 1)))
         code = np.random.default_rng(0).integers(1 << 63, size=(2, batch.labels.shape[1], ABSENT + 1), dtype=np.uint64)
@@ -237,7 +245,7 @@ class _EdgesKept:
             for graph in (i[part], j[part]):
                 side = batch.take(graph).resize(size[part[0]])
                 sides.append(dataclasses.replace(side, labels=np.take_along_axis(ranks[part], side.labels, 1)))
-            result[part] = most_common_edges(*sides, self._starts)
+            result[part] = most_common_edges(*sides, self._starts, self._exchanges)
 
         with ThreadPoolExecutor(self._workers) as executor:
             parts = []

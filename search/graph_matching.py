@@ -1,11 +1,13 @@
 """How many edges two encoders' graphs share under a best map between their vertices: the hard part of edit distance.
 
 The price of an edit is such that the problem falls apart (see `edit_distance.py`). Vertices are points on a line, so a
-map of least vertex cost is transport on a line, and a map attains the least cost exactly if no vertex moves against the
+map of least vertex cost is transport on a line, and a map attains the least cost exactly if no vertex moves against
+the
 stream: between two neighbouring labels everybody goes up, everybody goes down, or nobody passes. Among those maps we
 look for one that keeps many edges:
 
-1. An encoder is a chain of anchors, o_0 -> m_1 -> o_1 -> ... -> m_l -> o_l, where o_0 is the input, m and o are the two
+1. An encoder is a chain of anchors, o_0 -> m_1 -> o_1 -> ... -> m_l -> o_l, where o_0 is the input, m and o are the
+   two
    add_norms of a layer; heads stand between o and m, the feed-forward chain between m and o. All ways to map the
    anchors of one encoder to those of the other are ranked by the edges they would keep, each block for itself.
 2. From the best of them a vertex map is built: vertices take the places that the anchors suggest as long as the stream
@@ -15,7 +17,8 @@ look for one that keeps many edges:
 
 Everything is vectorised over pairs of graphs and over maps, and nothing depends on which pairs are asked for together.
 
-Notation: K pairs of graphs, R maps (several for each pair), N vertices of the larger graph, M maps of anchors, T labels,
+Notation: K pairs of graphs, R maps (several for each pair), N vertices of the larger graph, M maps of anchors, T
+labels,
 l layers.
 """
 
@@ -33,13 +36,14 @@ _FORBIDDEN = 4000  # more than any gain times _TIES; twice as much still fits in
 _TIES = 16  # exchanges of equal gain are told apart by that many random ranks
 
 
-def most_common_edges(a: GraphBatch, b: GraphBatch, starts: int) -> np.ndarray:
+def most_common_edges(a: GraphBatch, b: GraphBatch, starts: int, exchanges: bool = True) -> np.ndarray:
     """Edges kept by the best vertex map found, among the maps of least vertex cost.
 
     Args:
         a: K graphs with N vertices and the same number of layers.
         b: Their K partners, with as many vertices; depths may differ from those of `a`, but all are equal.
         starts: How many maps of anchors to start from.
+        exchanges: Whether to improve the vertex maps; without, they are a quick and good guess.
 
     Returns:
         (K,) whole numbers.
@@ -54,7 +58,7 @@ def most_common_edges(a: GraphBatch, b: GraphBatch, starts: int) -> np.ndarray:
     row_a, row_b = a.take(rows), b.take(rows)
     hints = _hints(row_a, row_b, sigma[best.ravel()], tau[best.ravel()])
     images = _initial_maps(row_a, row_b, stream[rows], hints)
-    return _improve(a, b, allowed, images.reshape(len(a.labels), starts, -1))
+    return _search(a, b, allowed, images.reshape(len(a.labels), starts, -1), exchanges)
 
 
 def _stream(a: GraphBatch, b: GraphBatch) -> np.ndarray:
@@ -157,7 +161,7 @@ def _matches(a, b, allowed, role, num_a, num_b, from_end=False) -> np.ndarray:
 
 
 def _hints(a: GraphBatch, b: GraphBatch, sigma: np.ndarray, tau: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two wishes for the image of each vertex, (R, N) each, -1 for none: by the anchor behind it and by that before."""
+    """Two wishes for the image of each vertex, (R, N), -1 for none: by the anchor behind it and by that before."""
     rows = np.arange(len(a.roles))[:, None]
     depth = a.first.shape[2]
     sigma, tau = (np.pad(m, ((0, 0), (0, depth + 1 - m.shape[1])), constant_values=-1) for m in (sigma, tau))
@@ -276,12 +280,13 @@ class _Maps:
             array[rows, u], array[rows, v] = array[rows, v], array[rows, u]
 
 
-def _improve(a: GraphBatch, b: GraphBatch, allowed: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """(K,) most edges kept on the ways from the maps `images` (K, starts, N)."""
+def _search(a: GraphBatch, b: GraphBatch, allowed: np.ndarray, images: np.ndarray, exchanges: bool) -> np.ndarray:
+    """(K,) most edges kept by the maps `images` (K, starts, N) and on the ways from them."""
     count, starts, size = images.shape
     maps = _Maps(a, b, allowed, images)
-    maps.exchange(range(size // 2))
-    leaders = np.argsort(-maps.best.reshape(count, starts), axis=1, kind="stable")[:, : max(1, starts // _KEPT)]
-    maps.select((leaders + starts * np.arange(count)[:, None]).ravel())
-    maps.exchange(range(size // 2, 2 * size))
+    if exchanges:
+        maps.exchange(range(size // 2))
+        leaders = np.argsort(-maps.best.reshape(count, starts), axis=1, kind="stable")[:, : max(1, starts // _KEPT)]
+        maps.select((leaders + starts * np.arange(count)[:, None]).ravel())
+        maps.exchange(range(size // 2, 2 * size))
     return maps.best.reshape(count, -1).max(1)

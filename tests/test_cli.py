@@ -134,7 +134,7 @@ def test_weights_are_transferred_and_costs_weighed(tmp_path, corpus):
 
 
 def recipe_corpus(recipe):
-    return json.loads(Path(recipe).read_text())["corpus"]
+    return json.loads(Path(recipe).read_text(encoding="utf-8"))["corpus"]
 
 
 @pytest.mark.parametrize("launcher", [("-m", "search"), ("search",)], ids=["module", "folder"])

@@ -1,8 +1,8 @@
 """Costs: parameters without weights equal those of the model, operations and latency behave as they must."""
 
 import pytest
-
 from conftest import SPECS, layer, op
+
 from flexibert import FlexiBertConfig, FlexiBertModel, list_architectures, named_config
 from search.cost import count_parameters, forward_flops, measure_latency_ms
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from conftest import SPECS
+
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM, FlexiBertModel
 
 

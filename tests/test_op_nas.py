@@ -363,6 +363,17 @@ def test_a_part_of_the_space():
         assert trial.params["layer0.operation"] == "attention_graph"
 
 
+@pytest.mark.parametrize("create", [op_nas, evolution])
+def test_only_feasible_architectures_are_proposed(create):
+    def feasible(layers):
+        return layers[0].operations[0].op == "attention_graph"
+
+    space = SPACES["tail"]
+    trials = run(create(space, feasible=feasible), 20).trials
+    assert all(feasible(space.build(trial.params)) for trial in trials)
+    assert len(run(create(space, feasible=lambda layers: False), 3).trials) == 3
+
+
 def test_other_parameters_are_sampled_beside():
     space = SPACES["flexibert"]
     sampler = op_nas(space)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-
 from conftest import SPECS
+
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 from search.errors import UserError
 from search.pretraining import (

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from conftest import layer, op
+
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 from search.weight_transfer import overlap, transfer
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..search_space import SearchSpace
+from ..search_space import Architecture, SearchSpace
 from .population import Member, PopulationSampler, Values, ranking, require_positive
 
 
@@ -13,7 +13,7 @@ class EvolutionSampler(PopulationSampler):
     """Mutates the best of a random sample of the population.
 
     Args:
-        space, seed: See `PopulationSampler`.
+        space, seed, feasible: See `PopulationSampler`.
         population: The first so many trials are random, and so many of the finished ones can become parents.
         tournament: How many of those are drawn, of which the best becomes the parent.
         aging: Whether the population is the youngest or, in plain evolution, the best.
@@ -30,8 +30,9 @@ class EvolutionSampler(PopulationSampler):
         population: int = 100,
         tournament: int = 25,
         aging: bool = True,
+        feasible: Callable[[Architecture], bool] | None = None,
     ):
-        super().__init__(space, seed)
+        super().__init__(space, seed, feasible)
         require_positive(population=population, tournament=tournament)
         self.population = population
         self.tournament = tournament

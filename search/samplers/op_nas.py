@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..errors import UserError
-from ..search_space import SearchSpace, Value
+from ..search_space import Architecture, SearchSpace, Value
 from .population import Member, PopulationSampler, Values, ranking, require_positive
 
 
@@ -104,7 +104,7 @@ class OpNasSampler(PopulationSampler):
     `alpha=math.inf` this is plain evolution.
 
     Args:
-        space, seed: See `PopulationSampler`.
+        space, seed, feasible: See `PopulationSampler`.
         population: Random trials at the start.
         parents: Best trials that have children in a round.
         children: Children of each parent in a round.
@@ -129,8 +129,9 @@ class OpNasSampler(PopulationSampler):
         tied_positions: bool = False,
         inter_rate: float = 0.5,
         max_edits: int = 2,
+        feasible: Callable[[Architecture], bool] | None = None,
     ):
-        super().__init__(space, seed)
+        super().__init__(space, seed, feasible)
         require_positive(
             population=population, parents=parents, children=children, temperature=temperature, max_edits=max_edits
         )

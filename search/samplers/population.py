@@ -16,14 +16,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import UserError
 from ..graph_function import function_hash
-from ..search_space import SearchSpace, Value
+from ..search_space import Architecture, SearchSpace, Value
 
 
 Values = Mapping[str, Value]
 """Normal parameter values of an architecture, see `SearchSpace.normalize`."""
 
 MAX_TRIES = 50
-"""Proposals that are drawn before one is accepted whose function a trial already has."""
+"""Proposals that are drawn before one is accepted that is not feasible, or whose function a trial already has."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,21 @@ class Member:
 class PopulationSampler(optuna.samplers.BaseSampler):
     """Base of samplers that are a function of the study's trials, a seed and the number of the new trial.
 
-    Nothing is kept between proposals, and the order in which trials finish does not matter. A proposal whose function
-    a trial already has is drawn again.
+    Nothing is kept between proposals, and the order in which trials finish does not matter. A proposal that is not
+    feasible, or whose function a trial already has, is drawn again.
 
     Args:
         space: Where to search. Other parameters of an objective are sampled independently and uniformly.
         seed: Source of all randomness; drawn where it is None.
+        feasible: Tells of an architecture whether it may be proposed (size, latency); all may where it is None.
 
     Raises:
         UserError: The study has several objectives.
     """
 
-    def __init__(self, space: SearchSpace, seed: int | None):
+    def __init__(self, space: SearchSpace, seed: int | None, feasible: Callable[[Architecture], bool] | None):
         self.space = space
+        self.feasible = feasible
         self.seed = random.SystemRandom().getrandbits(32) if seed is None else seed
 
     @abstractmethod
@@ -89,7 +91,8 @@ class PopulationSampler(optuna.samplers.BaseSampler):
         rng = random.Random(f"{self.seed} {trial.number}")
         for _ in range(MAX_TRIES):
             values = draw(rng)
-            if function(values, self.space) not in known:
+            new = function(values, self.space) not in known
+            if new and (self.feasible is None or self.feasible(self.space.build(values))):
                 break
         return {name: values[name] for name in search_space if name in values}
 
