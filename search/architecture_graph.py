@@ -59,21 +59,39 @@ lightweight convolutions and searched attention graphs are added."""
 
 INPUT, OUTPUT, ADD_NORM = Label("input"), Label("output"), Label("add_norm")
 
+_SIMILARITIES = {"scaled_dot_product": "sdp", "weighted_multiplicative": "wma"}
+_TRANSFORMS = {"fourier": "dft", "cosine": "dct"}
+_PARAMETER_ORDER = [*_SIMILARITIES.values(), *_TRANSFORMS.values()]
 
-def _graph_name(nodes):
-    digest = hashlib.sha256("\n".join(nodes).encode()).hexdigest()[:8]
-    return f"{len(nodes):02d}-{digest}"
+
+def head_label(operation: OperationSpec, layer: LayerSpec) -> Label:
+    """Label of each head of a group. Details such as `source` and `mix_padding` do not enter."""
+    match operation:
+        case LinearTransform():
+            return Label("l", layer.hidden_size, _TRANSFORMS[operation.transform])
+        case SelfAttention():
+            return Label("sa", layer.hidden_size, _SIMILARITIES[operation.similarity])
+        case DynamicConvolution():
+            return Label("c", layer.hidden_size, operation.kernel_size)
+        case LightweightConvolution():
+            return Label("lc", layer.hidden_size, operation.kernel_size)
+        case SearchedAttention(nodes=nodes):
+            digest = hashlib.sha256("\n".join(nodes).encode()).hexdigest()
+            return Label("ag", layer.hidden_size, f"{len(nodes):02d}-{digest[:8]}")
+    raise TypeError(f"no label for {type(operation).__name__}")
 
 
-_PARAMETERS = {"fourier": "dft", "cosine": "dct", "scaled_dot_product": "sdp", "weighted_multiplicative": "wma"}
-_PARAMETER_ORDER = tuple(_PARAMETERS.values())
-_PARAMETER_OF: dict[type[OperationSpec], tuple[str, Callable[[OperationSpec], str | int]]] = {
-    LinearTransform: ("l", lambda operation: _PARAMETERS[operation.transform]),
-    SelfAttention: ("sa", lambda operation: _PARAMETERS[operation.similarity]),
-    DynamicConvolution: ("c", lambda operation: operation.kernel_size),
-    LightweightConvolution: ("lc", lambda operation: operation.kernel_size),
-    SearchedAttention: ("ag", lambda operation: _graph_name(operation.nodes)),
-}
+def layer_labels(layer: LayerSpec) -> tuple[Label, ...]:
+    """Labels of the heads and of the feed-forward layers, in the order of the layer."""
+    return tuple(label for block, _ in _blocks(layer, "chain", head_label) for label in block)
+
+
+def label_order(label: Label) -> tuple:
+    """Sort key that puts labels in the papers' order: by kind, then size, then parameter."""
+    parameter = label.parameter
+    if parameter in _PARAMETER_ORDER:
+        parameter = _PARAMETER_ORDER.index(parameter)
+    return KINDS.index(label.kind), label.size, parameter
 
 
 @dataclass(frozen=True)
@@ -89,65 +107,43 @@ class ArchitectureGraph:
     edges: tuple[tuple[int, int], ...]
 
 
-def head_label(operation: OperationSpec, layer: LayerSpec) -> Label:
-    """Label of each head of a group. Details such as `source` and `mix_padding` do not enter."""
-    kind, parameter = _PARAMETER_OF[type(operation)]
-    return Label(kind, layer.hidden_size, parameter(operation))
-
-
-def layer_labels(layer: LayerSpec) -> tuple[Label, ...]:
-    """Labels of the heads and of the feed-forward layers, in the order of the layer."""
-    return tuple(label for block, _ in layer_blocks(layer) for label in block)
-
-
-def label_order(label: Label) -> tuple:
-    """Sort key that puts labels in the papers' order: by kind, then size, then parameter."""
-    parameter = label.parameter
-    if parameter in _PARAMETER_ORDER:
-        parameter = _PARAMETER_ORDER.index(parameter)
-    return KINDS.index(label.kind), label.size, parameter
-
-
-def layer_blocks(layer: LayerSpec, topology: Topology = "chain") -> list[tuple[tuple[Label, ...], bool]]:
-    """A layer as a sequence of blocks, each of which stands between an add_norm (or the input) and the next.
-
-    Returns:
-        For each block the labels inside it and whether they are parallel, as heads are, or one after the other. Every
-        block ends in an add_norm, to which a residual edge leads from the previous one.
-    """
-    heads = tuple(head_label(operation, layer) for operation in layer.operations for _ in range(operation.num_heads))
-    widths = tuple(Label("f", width) for width in layer.feed_forward)
-    chains = [widths] if topology == "chain" else [(width,) for width in widths]
-    return [(heads, True), *((chain, False) for chain in chains)]
-
-
-def architecture_graph(layers: Sequence[LayerSpec], topology: Topology = "chain") -> ArchitectureGraph:
+def architecture_graph(
+    layers: Sequence[LayerSpec],
+    topology: Topology = "chain",
+    head_label: Callable[[OperationSpec, LayerSpec], Label] = head_label,
+) -> ArchitectureGraph:
     """Computational graph of an encoder, its vertices in the order of construction."""
-    labels, edges = [INPUT], []
-    last = 0
+    labels, edges, last = [INPUT], [], 0
     for layer in layers:
-        for block, parallel in layer_blocks(layer, topology):
+        for block, parallel in _blocks(layer, topology, head_label):
             inside = range(len(labels), len(labels) + len(block))
-            labels += [*block, ADD_NORM]
             norm = inside.stop
             paths = [[last, vertex, norm] for vertex in inside] if parallel else [[last, *inside, norm]]
             edges += [edge for path in [*paths, [last, norm]] for edge in zip(path, path[1:])]
+            labels += [*block, ADD_NORM]
             last = norm
     edges.append((last, len(labels)))
     return ArchitectureGraph((*labels, OUTPUT), tuple(sorted(edges)))
 
 
-def graph_hash(graph: ArchitectureGraph, algorithm: str = "sha256", label: Callable[[Label], str] = str) -> str:
+def _blocks(layer: LayerSpec, topology: Topology, head_label) -> list[tuple[list[Label], bool]]:
+    """What stands between two add_norms (or the input and the first): labels, and whether they are parallel."""
+    heads = [head_label(operation, layer) for operation in layer.operations for _ in range(operation.num_heads)]
+    widths = [Label("f", width) for width in layer.feed_forward]
+    chains = [widths] if topology == "chain" else [[width] for width in widths]
+    return [(heads, True), *((chain, False) for chain in chains)]
+
+
+def graph_hash(graph: ArchitectureGraph, algorithm: str = "sha256") -> str:
     """Hash that does not depend on the order of vertices: five rounds of hashing each vertex with its neighbours.
 
     Args:
         graph: Any graph.
         algorithm: A name that `hashlib.new` knows.
-        label: Text of a label.
     """
 
     def digest(text: str) -> str:
-        return hashlib.new(algorithm, text.encode()).hexdigest()
+        return hashlib.new(algorithm, text.encode(), usedforsecurity=False).hexdigest()
 
     sources: list[list[int]] = [[] for _ in graph.labels]
     targets: list[list[int]] = [[] for _ in graph.labels]
@@ -155,21 +151,27 @@ def graph_hash(graph: ArchitectureGraph, algorithm: str = "sha256", label: Calla
         sources[target].append(source)
         targets[source].append(target)
     vertices = range(len(graph.labels))
-    hashes = [digest(str((len(targets[v]), len(sources[v]), label(graph.labels[v])))) for v in vertices]
+    hashes = [digest(str((len(targets[v]), len(sources[v]), str(graph.labels[v])))) for v in vertices]
     for _ in range(5):
-        hashes = [
-            digest(
-                "|".join(
-                    (
-                        "".join(sorted(hashes[u] for u in sources[v])),
-                        "".join(sorted(hashes[u] for u in targets[v])),
-                        hashes[v],
-                    )
-                )
-            )
-            for v in vertices
-        ]
+        around = [["".join(sorted(hashes[u] for u in side[v])) for side in (sources, targets)] for v in vertices]
+        hashes = [digest("|".join([*around[v], hashes[v]])) for v in vertices]
     return digest(str(sorted(hashes)))
+
+
+def flexibert2_hash(layers: Sequence[LayerSpec]) -> str:
+    """Identity of an architecture in FlexiBERT 2 and EdgeTran: MD5 of its graph and its widths.
+
+    The label of a head tells its size instead of the layer's width there.
+    """
+
+    def sized_label(operation: OperationSpec, layer: LayerSpec) -> Label:
+        label = head_label(operation, layer)
+        return Label(f"{label.kind}_{label.parameter}_{layer.resolved_head_size}")
+
+    widths = [layer.hidden_size for layer in layers]
+    feed_forward = [list(layer.feed_forward) for layer in layers]
+    graph = graph_hash(architecture_graph(layers, head_label=sized_label), "md5")
+    return hashlib.md5(f"{graph}{widths}{feed_forward}".encode(), usedforsecurity=False).hexdigest()
 
 
 # --- graphs as arrays ---------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 Similar means equal from the input side: what comes first in an encoder is the most general, and a layer's weights mean
 nothing behind other layers than its own. So the overlap of two encoders is the share of parameters that stand before
 the first difference (the "biased overlap", arXiv 2205.11656; its public code counts tensors instead, some twice).
-Those are copied exactly. Layers behind the first difference get what fits, as long as their operations are of the same kind.
+Those are copied exactly. Layers behind the first difference get what fits, as long as their operations are of the
+same kind.
 """
 
 from collections.abc import Mapping, Sequence
