@@ -49,6 +49,7 @@ _EDGES_PER_UNIT = 10  # an edge costs 0.1
 _PAIRS_AT_ONCE = 1 << 21
 _PAIRS_IN_CACHE = 1 << 15
 _ELEMENTS_AT_ONCE = 1 << 19  # of a (R, N, N) array in the search: the caches of a core hold a few of these
+_EXACT_SIZE = 64
 _FREE = 4  # the weights before (input, output, add_norm, a feed-forward layer) have ranks of their own
 
 Architecture = Sequence[LayerSpec]
@@ -85,14 +86,16 @@ class EditDistance:
 
     def __init__(
         self,
-        examples: Iterable[LayerSpec | Architecture],
+        examples: Iterable[LayerSpec | Architecture] = (),
         starts: int = 32,
         exchanges: bool = True,
         workers: int | None = None,
+        weights: Mapping[Label, float] | None = None,
     ):
-        """Learns the labels of a space from layers, or architectures, that hold each of them at least once."""
+        """Learns the labels of a space from layers, or architectures, that hold each of them; or takes `weights`."""
         layers = {layer for item in examples for layer in ([item] if isinstance(item, LayerSpec) else item)}
-        self.weights = label_weights(label for layer in layers for label in layer_labels(layer))
+        weights = weights or label_weights(label for layer in layers for label in layer_labels(layer))
+        self.weights = dict(sorted(weights.items(), key=lambda item: label_order(item[0])))
         self._order = [label_order(label) for label in self.weights]
         self.starts = starts
         self.exchanges = exchanges
@@ -248,6 +251,7 @@ class _EdgesKept:
         ranks = np.stack(list(self._ranks(i, j)), 1)
         result = np.zeros(len(i), np.int64)
         size = np.maximum(graphs.num_vertices[i], graphs.num_vertices[j])
+        size = np.where(size <= _EXACT_SIZE, size, -(-size // 16) * 16)  # large graphs are rarely of equal size
         shapes = np.stack([size, batch.num_layers[i], batch.num_layers[j]], 1)
 
         def search(part: np.ndarray) -> None:

@@ -1,25 +1,22 @@
 """How many edges two encoders' graphs share under a best map between their vertices: the hard part of edit distance.
 
-The price of an edit is such that the problem falls apart (see `edit_distance.py`). Vertices are points on a line, so a
-map of least vertex cost is transport on a line, and a map attains the least cost exactly if no vertex moves against
-the
-stream: between two neighbouring labels everybody goes up, everybody goes down, or nobody passes. Among those maps we
-look for one that keeps many edges:
+The prices of edits make the problem fall apart (see `edit_distance.py`). Vertices are points on a line, so a map of
+least vertex cost is transport on a line. It costs least exactly if no vertex moves against the stream: between two
+neighbouring labels everybody goes up, everybody goes down, or nobody passes. Among these maps, one that keeps many
+edges is looked for:
 
-1. An encoder is a chain of anchors, o_0 -> m_1 -> o_1 -> ... -> m_l -> o_l, where o_0 is the input, m and o are the
-   two
-   add_norms of a layer; heads stand between o and m, the feed-forward chain between m and o. All ways to map the
-   anchors of one encoder to those of the other are ranked by the edges they would keep, each block for itself.
+1. An encoder is a chain of anchors, o_0 -> m_1 -> o_1 -> ... -> m_l -> o_l, where o_0 is the input and m and o are the
+   add_norms of a layer; heads stand between o and m, feed-forward layers between m and o. All ways to map the anchors
+   of one encoder to those of the other are ranked by the edges that they would keep, each block by itself.
 2. From the best of them a vertex map is built: vertices take the places that the anchors suggest as long as the stream
-   allows, then the rest is matched in order of labels.
-3. Each map is improved by exchanges: the two vertices of the graph whose exchange of images gains most, or loses
-   nothing, swap; half-way, only the best maps go on. What counts is the best map ever seen.
+   carries them there, then the rest is matched in order of labels.
+3. Each map is improved by exchanges: the two vertices whose images are worth most, or lose least, the other way round
+   swap them, unless edges were lost; half-way, only the best maps go on. What counts is the best map on the way.
 
-Everything is vectorised over pairs of graphs and over maps, and nothing depends on which pairs are asked for together.
+All is vectorised over pairs of graphs and over maps, and no result depends on which pairs are asked for together.
 
-Notation: K pairs of graphs, R maps (several for each pair), N vertices of the larger graph, M maps of anchors, T
-labels,
-l layers.
+Notation: K pairs of graphs, R maps (several for each pair), N vertices of the larger graph, M maps of anchors, T ranks
+of labels, l layers.
 """
 
 import functools
@@ -58,7 +55,10 @@ def most_common_edges(a: GraphBatch, b: GraphBatch, starts: int, exchanges: bool
     row_a, row_b = a.take(rows), b.take(rows)
     hints = _hints(row_a, row_b, sigma[best.ravel()], tau[best.ravel()])
     images = _initial_maps(row_a, row_b, stream[rows], hints)
-    return _search(a, b, allowed, images.reshape(len(a.labels), starts, -1), exchanges)
+    if exchanges:
+        return _improve(a, b, allowed, images.reshape(len(a.labels), starts, -1))
+    source, target = (images[np.arange(len(rows))[:, None], row_a.edges[:, :, end]] for end in (0, 1))
+    return b.adjacency[rows[:, None], source, target].sum(1).reshape(-1, starts).max(1)
 
 
 def _stream(a: GraphBatch, b: GraphBatch) -> np.ndarray:
@@ -104,7 +104,7 @@ def _injections(num_a: int, num_b: int) -> list[tuple[int, ...]]:
 
 
 def _score_anchor_maps(a: GraphBatch, b: GraphBatch, allowed: np.ndarray, sigma, tau) -> np.ndarray:
-    """(K, M) edges that a map of anchors keeps if no block of vertices competes with another for the stream."""
+    """(K, M) edges that a map of anchors keeps if no two blocks compete for the stream."""
     num_a, num_b = sigma.shape[1], int(b.num_layers[0])
     heads = _matches(a, b, allowed, HEAD, num_a, num_b).sum(3)
     forward = _matches(a, b, allowed, FEED_FORWARD, num_a, num_b)
@@ -115,7 +115,7 @@ def _score_anchor_maps(a: GraphBatch, b: GraphBatch, allowed: np.ndarray, sigma,
     from_m, from_o = (chain[..., 0] + (chain[..., 1:] & chain[..., :-1]).sum(3) for chain in (forward, backward))
     whole = np.where(equal_length, from_m + backward[..., 0], np.maximum(from_m, from_o))
 
-    # Tables over the image of the anchor before and behind a block; index num_b (+ 1 for o) stands for nowhere.
+    # Tables over the images of the anchors around a block; behind the last, num_b for m and num_b + 1 for o: nowhere.
     behind = np.pad(heads, ((0, 0), (0, 0), (0, 1)))[:, :, None]
     before = np.pad(heads, ((0, 0), (0, 0), (0, 2)))[:, :, :, None]
     mixing = np.minimum(before + behind, a.counts[:, HEAD, :num_a, None, None])
@@ -161,7 +161,7 @@ def _matches(a, b, allowed, role, num_a, num_b, from_end=False) -> np.ndarray:
 
 
 def _hints(a: GraphBatch, b: GraphBatch, sigma: np.ndarray, tau: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two wishes for the image of each vertex, (R, N), -1 for none: by the anchor behind it and by that before."""
+    """(R, N) twice: the image that an anchor suggests for each vertex, first the m next to it, then the o; or -1."""
     rows = np.arange(len(a.roles))[:, None]
     depth = a.first.shape[2]
     sigma, tau = (np.pad(m, ((0, 0), (0, depth + 1 - m.shape[1])), constant_values=-1) for m in (sigma, tau))
@@ -280,13 +280,12 @@ class _Maps:
             array[rows, u], array[rows, v] = array[rows, v], array[rows, u]
 
 
-def _search(a: GraphBatch, b: GraphBatch, allowed: np.ndarray, images: np.ndarray, exchanges: bool) -> np.ndarray:
+def _improve(a: GraphBatch, b: GraphBatch, allowed: np.ndarray, images: np.ndarray) -> np.ndarray:
     """(K,) most edges kept by the maps `images` (K, starts, N) and on the ways from them."""
     count, starts, size = images.shape
     maps = _Maps(a, b, allowed, images)
-    if exchanges:
-        maps.exchange(range(size // 2))
-        leaders = np.argsort(-maps.best.reshape(count, starts), axis=1, kind="stable")[:, : max(1, starts // _KEPT)]
-        maps.select((leaders + starts * np.arange(count)[:, None]).ravel())
-        maps.exchange(range(size // 2, 2 * size))
+    maps.exchange(range(size // 2))
+    leaders = np.argsort(-maps.best.reshape(count, starts), axis=1, kind="stable")[:, : max(1, starts // _KEPT)]
+    maps.select((leaders + starts * np.arange(count)[:, None]).ravel())
+    maps.exchange(range(size // 2, 2 * size))
     return maps.best.reshape(count, -1).max(1)

@@ -126,7 +126,7 @@ class GraphSpace:
         names = self._decode(tuple(values[prefix + name] for name in self.choices))[1]
         return [prefix + name for name in names]
 
-    @lru_cache(maxsize=1 << 14)  # noqa: B019
+    @lru_cache(maxsize=1 << 14)  # noqa: B019 - spaces are few and compare by value
     def _decode(self, genes: tuple[str, ...]) -> tuple[AttentionGraph, tuple[str, ...]]:
         values = dict(zip(self.choices, genes))
         shapes = dict.fromkeys(INPUTS, _TOKENS)
@@ -198,7 +198,7 @@ class GraphSpace:
         legal = len(graph.nodes) <= self.max_nodes and graph.mixes_tokens() and growth(graph) <= MAX_GROWTH
         return graph if legal else None
 
-    @lru_cache(maxsize=1 << 14)  # noqa: B019
+    @lru_cache(maxsize=1 << 14)  # noqa: B019 - spaces are few and compare by value
     def _program(self, graph: AttentionGraph) -> Program:
         """The searched part of a graph's canonical form; ValueError where it is not in the space."""
         graph = canonical(graph)

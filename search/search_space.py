@@ -298,8 +298,14 @@ class SearchSpace:
 
     def change(self, values: Mapping[str, Value], name: str, value: Value, rng: random.Random) -> dict[str, Value]:
         """Normal values with one changed; parameters that only now have a say are drawn at random."""
-        kept = {active: values[active] for active in self.active(values)}
-        return self.normalize({**self.sample_values(rng), **kept, name: value})
+        unit, dot, _ = name.partition(".")
+        active = set(self.active(values))
+        fresh = {
+            other: rng.choice(options)
+            for other, options in self.choices.items()
+            if other not in active and (not dot or other.startswith(unit + dot))
+        }
+        return self.normalize({**values, **fresh, name: value})
 
     def mutate_graph(
         self, values: Mapping[str, Value], unit: str, rng: random.Random, choose: Choose | None = None

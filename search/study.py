@@ -8,6 +8,7 @@ workers share; whoever starts the same command again goes on where the study sta
 import os
 import random
 import socket
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -234,11 +235,13 @@ class Search:
         trial.set_user_attr("worker", this_worker())
         layers = self.space.suggest(trial)
         name = fingerprint(layers)
-        known = self._known(name, trial.number)
-        trial.set_user_attr("fingerprint", name)
         trial.set_user_attr("layers", layers_to_dicts(layers))
+        # First said and then looked, so that of two workers with the same proposal at least one sees the other.
+        trial.set_user_attr("fingerprint", name)
+        known = self._known(name, trial.number)
         if known is not None:
             if known.state != TrialState.COMPLETE:
+                time.sleep(random.random())  # two workers in step would step aside together for ever
                 raise optuna.TrialPruned("another worker trains the same architecture, or its training has failed")
             trial.set_user_attr("duplicate_of", known.number)
             return known.values

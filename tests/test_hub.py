@@ -95,14 +95,15 @@ def test_what_a_checkpoint_holds(checkpoints):
         assert config["architectures"] == [HEADS[auto]]
 
 
-@pytest.mark.parametrize("source", ["folder", "hub"])
-def test_loads_without_the_package(source, checkpoints, elsewhere):
+def test_loads_without_the_package(checkpoints, elsewhere):
     """Equal to the last bit, and saved again with the same files, code and configuration."""
     folder, expected = checkpoints
-    outputs = torch.load(elsewhere[source] / "outputs.pt")
-    for auto in HEADS:
-        assert torch.equal(outputs[auto], expected[auto]), auto
-        original, again = folder / auto, elsewhere[source] / auto
-        assert {path.name for path in again.iterdir()} == {path.name for path in original.iterdir()}
-        for path in original.iterdir():
-            assert (again / path.name).read_bytes() == path.read_bytes(), path.name
+    for source in elsewhere.values():
+        outputs = torch.load(source / "outputs.pt")
+        for auto in HEADS:
+            assert torch.equal(outputs[auto], expected[auto]), (source.name, auto)
+            assert {path.name for path in (source / auto).iterdir()} == {
+                path.name for path in (folder / auto).iterdir()
+            }
+            for path in (folder / auto).iterdir():
+                assert (source / auto / path.name).read_bytes() == path.read_bytes(), (source.name, auto, path.name)

@@ -309,11 +309,10 @@ def test_every_parameter_has_a_gradient(spec, head):
     output = model(**make_inputs(head, labels=True, padding=True))
     loss = output.last_hidden_state.sum() + output.pooler_output.sum() if head is FlexiBertModel else output.loss
     loss.backward()
-    without = [name for name, grad in gradients(model).items() if grad is None or not torch.isfinite(grad).all()]
-    # A key's bias moves all scores of a row alike, so its gradient is zero up to rounding.
-    zero = [name for name, grad in gradients(model).items() if grad is not None and grad.ndim > 1 and not grad.any()]
-    pooled_token_only = model.config.layer_specs[-1].output_projection
-    assert not without and (not zero or not pooled_token_only), (without, zero)
+    for name, grad in gradients(model).items():
+        assert grad is not None and torch.isfinite(grad).all(), name
+        # Biases of keys move all scores of a row alike, so their gradient is zero up to rounding.
+        assert grad.any() or grad.ndim == 1, name
 
 
 @every_spec

@@ -395,14 +395,31 @@ def test_several_objectives_are_refused(create):
 
 
 @pytest.mark.parametrize(
-    "option", [{"population": 0}, {"parents": 0}, {"children": -1}, {"temperature": 0.0}, {"alpha": -0.1},
-               {"alpha": math.nan}, {"inter_rate": 1.5}, {"max_edits": 0}],
-)  # fmt: skip
-def test_options_out_of_range_are_refused(option):
-    with pytest.raises(UserError, match=f"{next(iter(option))}: .* is not accepted, expected a number"):
+    "option, expected",
+    [
+        ({"population": 0}, "a whole number of at least 1"),
+        ({"parents": 2.5}, "a whole number of at least 1"),
+        ({"children": "5"}, "a whole number of at least 1"),
+        ({"max_edits": True}, "a whole number of at least 1"),
+        ({"temperature": 0.0}, "a number of at least 1e-06"),
+        ({"alpha": -0.1}, "a number of at least 0"),
+        ({"alpha": math.nan}, "a number of at least 0"),
+        ({"inter_rate": 1.5}, "a number of at least 0 and at most 1"),
+        ({"tied_positions": "no"}, "known: true, false"),
+    ],
+)
+def test_options_out_of_range_are_refused(option, expected):
+    [(name, value)] = option.items()
+    with pytest.raises(UserError) as error:
         op_nas(SPACES["tail"], **option)
-    with pytest.raises(UserError, match="tournament"):
-        evolution(SPACES["tail"], tournament=0)
+    message = str(error.value)
+    assert message.startswith(f"{name}: {value!r} is not accepted, ") and message.endswith(expected)
+
+
+@pytest.mark.parametrize("option", [{"population": 0}, {"tournament": 0}, {"aging": 1}])
+def test_options_of_evolution_out_of_range_are_refused(option):
+    with pytest.raises(UserError, match=f"{next(iter(option))}: .* is not accepted"):
+        evolution(SPACES["tail"], **option)
 
 
 # --- worth --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..search_space import Architecture, SearchSpace
-from .population import Member, PopulationSampler, Values, ranking, require_positive
+from .population import Member, PopulationSampler, Values, check_flag, check_number, ranking
 
 
 class EvolutionSampler(PopulationSampler):
@@ -33,7 +33,9 @@ class EvolutionSampler(PopulationSampler):
         feasible: Callable[[Architecture], bool] | None = None,
     ):
         super().__init__(space, seed, feasible)
-        require_positive(population=population, tournament=tournament)
+        check_number("population", population, 1, whole=True)
+        check_number("tournament", tournament, 1, whole=True)
+        check_flag("aging", aging)
         self.population = population
         self.tournament = tournament
         self.aging = aging

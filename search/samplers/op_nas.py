@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..errors import UserError
 from ..search_space import Architecture, SearchSpace, Value
-from .population import Member, PopulationSampler, Values, ranking, require_positive
+from .population import Member, PopulationSampler, Values, check_flag, check_number, ranking
 
 
 class OperationPriority:
@@ -132,13 +131,13 @@ class OpNasSampler(PopulationSampler):
         feasible: Callable[[Architecture], bool] | None = None,
     ):
         super().__init__(space, seed, feasible)
-        require_positive(
-            population=population, parents=parents, children=children, temperature=temperature, max_edits=max_edits
-        )
-        if not alpha >= 0:
-            raise UserError(f"alpha: {alpha!r} is not accepted, expected a number of at least 0")
-        if not 0 <= inter_rate <= 1:
-            raise UserError(f"inter_rate: {inter_rate!r} is not accepted, expected a number from 0 to 1")
+        counts = {"population": population, "parents": parents, "children": children, "max_edits": max_edits}
+        for name, count in counts.items():
+            check_number(name, count, 1, whole=True)
+        check_number("alpha", alpha, 0)
+        check_number("temperature", temperature, 1e-6)
+        check_number("inter_rate", inter_rate, 0, 1)
+        check_flag("tied_positions", tied_positions)
         self.population = population
         self.parents = parents
         self.children = children

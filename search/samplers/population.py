@@ -1,5 +1,6 @@
 """Samplers that breed new architectures from the trials of a study, and what those trials say about a space."""
 
+import math
 import random
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -109,11 +110,19 @@ def ranking(scores: np.ndarray) -> list[int]:
     return np.argsort(-scores, kind="stable").tolist()
 
 
-def require_positive(**options: float) -> None:
-    """UserError where an option is not above zero."""
-    for name, value in options.items():
-        if not value > 0:
-            raise UserError(f"{name}: {value!r} is not accepted, expected a number above 0")
+def check_number(name: str, value: Any, low: float, high: float = math.inf, whole: bool = False) -> None:
+    """UserError where an option is not a number of this range."""
+    kinds = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        kind = "a whole number" if whole else "a number"
+        limit = f" and at most {high:g}" if high < math.inf else ""
+        raise UserError(f"{name}: {value!r} is not accepted, expected {kind} of at least {low:g}{limit}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """UserError where an option is neither true nor false."""
+    if not isinstance(value, bool):
+        raise UserError(f"{name}: {value!r} is not accepted, known: true, false")
 
 
 # --- trials -------------------------------------------------------------------------------------------------------
