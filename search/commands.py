@@ -370,13 +370,23 @@ def finetune(options) -> None:
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         max_length=options.max_length,
+        precision={None: "auto", "no": "fp32"}.get(options.precision, options.precision),
     )
+    trackers = {"report_to": list(options.report_to)} if options.report_to else {}
     with accelerator.main_process_first():
         corpus = load_corpus(options.corpus, options.corpus_config, options.text_column)
         tokenizer = load_tokenizer(options.tokenizer or options.model, corpus, Path("runs") / ".cache")
         tasks = load_tasks(options.tasks, corpus, options.glue, options.max_train_examples)
     results = finetune_tasks(
-        options.model, tasks, tokenizer, budget, options.seeds, output, options.sweep, start_from=options.start_from
+        options.model,
+        tasks,
+        tokenizer,
+        budget,
+        options.seeds,
+        output,
+        options.sweep,
+        start_from=options.start_from,
+        **trackers,
     )
     if accelerator.is_main_process:
         print_scores(results, output)

@@ -1,4 +1,4 @@
-"""Graphs and edit distances of encoders, against hashes and certified distances made with the public reference code."""
+"""Graphs and edit distances of encoders, against hashes and certified distances made with public reference code."""
 
 import json
 import random
@@ -16,8 +16,7 @@ PUBLISHED = {
     "chain": "312272343b02a475f7a6d1e77cd6683737bb73ffd4a5d25970e7062c281f3aa2",
     "residual": "23f3026b5209a1616b04a1fe57875355e59be58ec9adcd39faf3e0648a533cd9",
 }
-"""Hashes of FlexiBERT-Mini in its authors' logs, with one add_norm behind a feed-forward chain and with one behind each
-of its layers."""
+"""FlexiBERT-Mini's hashes, with one add_norm behind a feed-forward chain and with one behind each of its layers."""
 
 
 def layers_of(model_dict):
