@@ -9,8 +9,7 @@ The first term is transport on a line, with insertion and deletion at weight 0: 
 above each weight, exact and a matter of nanoseconds. The second needs a search, see `graph_matching.py`, over the maps
 of least vertex cost; to leave those costs at least 2 and never paid off in any pair that was solved exactly. Some map
 attains the result, so it is never below the true distance. It is symmetric, zero between equal graphs, and does not
-depend on what else is asked for. `benchmarks/edit_distance.py` measures how often it is exact: in 97% of random pairs
-of 2 to 4 layers, where FlexiBERT's own bound, the first of networkx, is in 1%.
+depend on what else is asked for. `tests/test_edit_distance.py` compares it with certified exact values.
 
 Which vertices may become which depends on the order of the labels, not on their weights. So pairs of encoders fall
 into classes, and each class is searched once: all 43 million pairs of FlexiBERT's 9,312 smallest graphs fall into 24

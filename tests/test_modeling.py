@@ -108,7 +108,7 @@ def test_save_and_load(spec, head, tmp_path):
     )
 
 
-@every_spec
+@pytest.mark.parametrize("spec", ["mixed_heads", "widening", "graph"])
 def test_base_and_heads_share_checkpoints(spec, tmp_path):
     base = make_model(FlexiBertModel, spec)
     base.save_pretrained(tmp_path / "base")
@@ -315,6 +315,7 @@ def test_every_parameter_has_a_gradient(spec, head):
         assert grad.any() or grad.ndim == 1, name
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`")  # its new name is younger than transformers 5.5
 @every_spec
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_gradient_checkpointing_gives_the_same_gradients(spec, use_reentrant):
