@@ -19,7 +19,8 @@ test-slow: $(READY)
 
 # transformers' own common model tests, from its source distribution; needs the package registry
 official: $(READY)
-	$(BIN)/python -m pytest -m official tests/official
+	$(BIN)/python tests/official/fetch.py
+	$(BIN)/python -m pytest -m official -W ignore::pytest.PytestUnknownMarkWarning tests/official
 
 style: $(READY)
 	$(BIN)/ruff check --fix .
