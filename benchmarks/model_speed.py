@@ -210,24 +210,24 @@ def compare_masked_lm(options) -> dict:
 
 
 def compare_padding(options) -> list[dict]:
-    """Forward passes on rows of 1 to `length` real tokens, half of it on average: in groups of similar length, against
-    the same model on the padded batch."""
+    """Forward passes on rows of 1 to `length` real tokens, half of it on average: unpadded, against the same model on
+    the padded batch."""
     rows = []
-    for name in ("attention", "fourier", "dynamic convolution"):
+    for name in ("attention", "fourier", "dynamic convolution", "autobert-zero"):
         for length in options.lengths:
             ours = build_ours(name, "mini", length).to(options.device).eval()
             lengths = torch.linspace(1, length, 32).round().long()[torch.randperm(32)]
             mask = (torch.arange(length) < lengths[:, None]).long().to(options.device)
             ids = torch.randint(1000, 30000, (32, length), device=options.device)
 
-            def run(groups, model=ours, ids=ids, mask=mask):
-                model.config.length_groups = groups
+            def run(unpad, model=ours, ids=ids, mask=mask):
+                model.config.unpad_inputs = unpad
                 with torch.no_grad():
                     model(ids, attention_mask=mask)
                 if options.device == "cuda":
                     torch.cuda.synchronize()
 
-            seconds = interleave([partial(run, 8), partial(run, 1)], options.repetitions)
+            seconds = interleave([partial(run, True), partial(run, False)], options.repetitions)
             row = {
                 "model": name,
                 "peer": "itself, padded",

@@ -49,10 +49,10 @@ class FlexiBertConfig(PreTrainedConfig):
             Wavelength base of rotary positions.
         project_embeddings (`bool`, *optional*, defaults to `False`):
             Puts a linear layer behind the embeddings even where widths agree, as FNet does.
-        length_groups (`int`, *optional*, defaults to 1):
-            A padded batch is run in so many groups of rows of similar length, each without the padding that it does
-            not need. Saves up to half of the time where lengths vary, and changes no result, because padding does
-            not; it needs layers without `mix_padding`. Not under tracing, compilation or when states are recorded.
+        unpad_inputs (`bool`, *optional*, defaults to `False`):
+            Everything but the mixing of tokens runs on the real tokens of a padded batch alone. That saves up to half
+            of the time where lengths vary and changes no result, because padding does not; states at padding are 0.
+            It needs layers without `mix_padding`. Not under tracing, compilation or when states are recorded.
         sparse_prediction (`bool`, *optional*, defaults to `False`):
             With labels, the masked language modelling head computes logits at labelled positions only.
     """
@@ -74,7 +74,7 @@ class FlexiBertConfig(PreTrainedConfig):
     classifier_dropout: float | int | None = None
     initializer_range: float | int = 0.02
     layer_norm_eps: float | int = 1e-12
-    length_groups: int = 1
+    unpad_inputs: bool = False
     sparse_prediction: bool = False
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
@@ -90,13 +90,10 @@ class FlexiBertConfig(PreTrainedConfig):
         for name in ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not accepted, expected a whole number from 1")
-        mixes_padding = any(
-            operation.to_dict().get("mix_padding") for layer in layers for operation in layer.operations
-        )
-        if self.length_groups < 1 or (self.length_groups > 1 and mixes_padding):
-            raise ValueError(
-                f"length_groups: {self.length_groups} is not accepted, expected at least 1, and 1 with mix_padding"
-            )
+        if self.unpad_inputs:
+            for index, layer in enumerate(layers):
+                if any(operation.to_dict().get("mix_padding") for operation in layer.operations):
+                    raise ValueError(f"unpad_inputs: true is not accepted, layers[{index}] has mix_padding")
         self.auto_map = {**AUTO_MAP, **(self.auto_map or {})}
         super().__post_init__(**kwargs)
 

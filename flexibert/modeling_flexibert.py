@@ -28,12 +28,16 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_flexibert import FlexiBertConfig
-from .operations import OPERATION_CLASSES, MixingContext
+from .operations import OPERATION_CLASSES, MixingContext, Packing
 from .spec import LayerSpec
 
 
 PROJECTIONS = {"q": "query", "k": "key", "v": "value", "p": "extra", "g": "gate"}
 """Input of an operation -> the linear layer that makes it. The fourth input P is AutoBERT-Zero's."""
+
+
+MIXING_GROUPS = 4
+"""Into how many groups of rows of similar length an unpadded batch is cut for mixing."""
 
 
 class FlexiBertEmbeddings(nn.Module):
@@ -86,23 +90,41 @@ class FlexiBertMixer(nn.Module):
         self.output = nn.Linear(spec.mixing_size, spec.hidden_size) if spec.output_projection else nn.Identity()
 
     def forward(self, hidden_states: torch.Tensor, context: MixingContext):
-        """hidden_states (B, L, D) -> (B, L, D) and the weights of all attention heads (B, h, L, L), or None."""
-        distances = self.embed_distances(hidden_states)
-        projected = {
-            name: self.projections[module](hidden_states).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        """hidden_states (B, L, D) -> (B, L, D) and the weights of all attention heads (B, h, L, L), or None.
+
+        In a packed batch hidden_states and output are (1, N, D); the operations see it as padded groups of rows.
+        """
+        inputs = {
+            name: self.projections[module](hidden_states)
             for name, module in PROJECTIONS.items()
             if module in self.projections
-        }  # each (B, heads, L, d)
+        }
+        if not context.groups:
+            mixed, attentions = self.mix(inputs, hidden_states, context)
+            return self.output(mixed), attentions
+        outputs, start = [], 0
+        for group in context.groups:
+            tokens = slice(start, start + len(group.packing.indices))
+            padded = {name: group.packing.unpack(x[:, tokens]) for name, x in inputs.items()}
+            mixed, _ = self.mix(padded, group.packing.unpack(hidden_states[:, tokens]), group)
+            outputs.append(group.packing.pack(mixed))
+            start = tokens.stop
+        return self.output(torch.cat(outputs, dim=1)), None
+
+    def mix(self, inputs: dict[str, torch.Tensor], hidden_states: torch.Tensor, context: MixingContext):
+        """Projections (B, L, heads * d) and layer input (B, L, D) -> all heads (B, L, H * d), attention weights."""
+        distances = self.embed_distances(hidden_states)
+        inputs = {name: x.unflatten(-1, (-1, self.head_size)).transpose(1, 2) for name, x in inputs.items()}
         outputs, weights = [], []
         for operation, heads in zip(self.operations, self.group_heads, strict=True):
-            inputs = {name: projected[name][:, group] for name, group in heads.items()}
-            output, attention = operation(inputs, hidden_states, context, distance_embedding=distances)
+            group = {name: inputs[name][:, own] for name, own in heads.items()}  # each (B, p, L, d)
+            output, attention = operation(group, hidden_states, context, distance_embedding=distances)
             outputs.append(output)
             if attention is not None:
                 weights.append(attention)
         mixed = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)  # (B, H, L, d)
         attentions = torch.cat(weights, dim=1) if len(weights) > 1 else next(iter(weights), None)
-        return self.output(mixed.transpose(1, 2).flatten(2)), attentions
+        return mixed.transpose(1, 2).flatten(2), attentions
 
     def embed_distances(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """Rows of the table of relative positions from distance L - 1 to 1 - L, (2L - 1, d); None without a table."""
@@ -228,36 +250,45 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
         recording = any(
             kwargs.get(name, getattr(self.config, name)) for name in ("output_hidden_states", "output_attentions")
         )
-        if self.config.length_groups == 1 or mask is None or recording or is_tracing(mask):
-            hidden_states = self.encode(hidden_states, attention_mask, mask, position_ids)
+        if self.config.unpad_inputs and mask is not None and not recording and not is_tracing(mask):
+            hidden_states = self.encode_unpadded(hidden_states, mask, position_ids)
         else:
-            hidden_states = self.encode_by_length(hidden_states, mask, position_ids)
+            context = self.mixing_context(hidden_states, attention_mask, mask, position_ids)
+            hidden_states = self.encode(hidden_states, context)
         pooled = None if self.pooler is None else torch.tanh(self.pooler(hidden_states[:, 0]))
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
-    def encode(self, hidden_states, attention_mask, mask, position_ids) -> torch.Tensor:
-        """(B, L, E) -> (B, L, D) through all layers; `mask` (B, L) is true at real tokens, or None."""
-        context = MixingContext(
-            attention_mask=create_bidirectional_mask(
-                config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
-            ),
-            padding_mask=mask,
-            position_ids=position_ids,
-        )
+    def encode(self, hidden_states: torch.Tensor, context: MixingContext) -> torch.Tensor:
+        """(B, L, E) -> (B, L, D) through all layers."""
         for layer in self.layers:
             hidden_states = layer(hidden_states, context)
         return hidden_states
 
-    def encode_by_length(self, hidden_states, mask, position_ids) -> torch.Tensor:
-        """The same in groups of rows of similar length, each cut to its longest row; zeros at padding that is cut."""
-        lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=-1)
-        encoded = hidden_states.new_zeros(*hidden_states.shape[:2], self.config.hidden_size)
-        for rows in lengths.argsort().chunk(self.config.length_groups):
+    def mixing_context(self, hidden_states, attention_mask, mask, position_ids) -> MixingContext:
+        """What layers have to know; `mask` (B, L) is true at real tokens, or None."""
+        attention_mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+        )
+        return MixingContext(attention_mask, mask, position_ids, made={})
+
+    def encode_unpadded(self, hidden_states, mask, position_ids) -> torch.Tensor:
+        """The same without padding: tokens are mixed in groups of rows of similar length, each cut to its longest."""
+        batch, length = mask.shape
+        lengths = (mask * torch.arange(1, length + 1, device=mask.device)).amax(dim=-1)
+        places = torch.arange(batch * length, device=mask.device).view(batch, length)
+        groups, indices = [], []
+        for rows in lengths.argsort().chunk(MIXING_GROUPS):
             cut = rows, slice(max(1, int(lengths[rows].max())))  # a row may be all padding
+            group_mask = mask[cut]
+            packing = Packing(tuple(group_mask.shape), group_mask.flatten().nonzero().flatten())
+            indices.append(places[cut][group_mask])
+            group_mask = None if group_mask.all() else group_mask
             positions = position_ids[:, cut[1]] if len(position_ids) == 1 else position_ids[cut]
-            group_mask = None if mask[cut].all() else mask[cut]
-            encoded[cut] = self.encode(hidden_states[cut], group_mask, group_mask, positions).to(encoded.dtype)
-        return encoded
+            group = self.mixing_context(hidden_states[cut], group_mask, group_mask, positions)
+            groups.append(group._replace(packing=packing))
+        whole = Packing((batch, length), torch.cat(indices))
+        context = MixingContext(None, None, None, groups=tuple(groups))
+        return whole.unpack(self.encode(whole.pack(hidden_states), context))
 
 
 def padding_mask(attention_mask: torch.Tensor | None, device) -> torch.Tensor | None:

@@ -15,12 +15,14 @@ Notation: B batch, L sequence length, D hidden size, h heads in the group, p pro
 K kernel size.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.import_utils import is_tracing
 
 from .attention_graph import softmax_tail
 from .spec import OPERATIONS, LayerSpec
@@ -33,11 +35,46 @@ class MixingContext(NamedTuple):
         attention_mask: The mask in the form that the attention backend wants, or None without padding.
         padding_mask: (B, L) bool, true at real tokens, or None without padding.
         position_ids: (1 or B, L), used by rotary positions.
+        made: Matrices that depend on nothing but the above, kept by the first layer that makes them, see `once`.
+        packing: For a group of rows of a packed batch, where its tokens stand.
+        groups: For a packed batch, the contexts of its groups; it has nothing else.
     """
 
     attention_mask: torch.Tensor | None
     padding_mask: torch.Tensor | None
-    position_ids: torch.Tensor
+    position_ids: torch.Tensor | None
+    made: dict | None = None
+    packing: "Packing | None" = None
+    groups: tuple = ()
+
+    def once(self, key: tuple, make: Callable):
+        """What `make()` returns, made by the first layer that asks for `key`."""
+        if self.made is None:
+            return make()
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
+
+class Packing(NamedTuple):
+    """The real tokens of padded rows (B, L, D), one after another: (1, N, D). All but mixing runs on them alone.
+
+    Attributes:
+        shape: B and L.
+        indices: (N,) of the real tokens in the flattened batch.
+    """
+
+    shape: tuple[int, int]
+    indices: torch.Tensor
+
+    def pack(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, L, D) -> (1, N, D)"""
+        return x.flatten(0, 1)[self.indices][None]
+
+    def unpack(self, x: torch.Tensor) -> torch.Tensor:
+        """(1, N, D) -> (B, L, D) with zeros at padding."""
+        padded = x.new_zeros(self.shape[0] * self.shape[1], x.shape[-1])
+        return padded.index_copy(0, self.indices, x[0]).unflatten(0, self.shape)
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
@@ -171,8 +208,10 @@ class LinearTransformOperation(nn.Module):
         layer_input = self.spec.source == "layer"
         x = hidden_states[:, None] if layer_input else inputs["v"]  # (B, 1, L, D) or (B, h, L, d)
         mask = None if self.spec.mix_padding else context.padding_mask
-        transform = fourier_transform if self.spec.transform == "fourier" else cosine_transform
-        output = transform(x, mask, self.spec.norm == "ortho")
+        transform, matrices = TRANSFORMS[self.spec.transform]
+        ortho = self.spec.norm == "ortho"
+        key = (self.spec.transform, ortho, mask is None, x.dtype, x.device)
+        output = transform(x, context.once(key, lambda: matrices(x, mask, ortho)), ortho)
         if layer_input:
             output = output[:, 0].unflatten(-1, (self.spec.num_heads, -1)).transpose(1, 2)  # (B, h, L, d)
         if self.relative is not None:
@@ -180,8 +219,8 @@ class LinearTransformOperation(nn.Module):
         return output, None
 
 
-def fourier_transform(x: torch.Tensor, padding_mask: torch.Tensor | None, ortho: bool) -> torch.Tensor:
-    """Re(F_L x F_d) of x (B, h, L, d), each row over its real tokens; zeros at padding.
+def fourier_transform(x: torch.Tensor, sequence: tuple[torch.Tensor, torch.Tensor], ortho: bool) -> torch.Tensor:
+    """Re(F_L x F_d) of x (B, h, L, d), with F_L from `fourier_matrices`, each row over its real tokens.
 
     With C and S the cosine and sine matrices this is C_L x C_d - S_L x S_d. Feature d - e has the cosine of feature e
     and its negative sine, so only d // 2 + 1 columns are computed: column e is A - B, column d - e is A + B.
@@ -192,18 +231,19 @@ def fourier_transform(x: torch.Tensor, padding_mask: torch.Tensor | None, ortho:
     cos, sin = _cos_sin(index[:, None] * index[:half], size)
     features = torch.cat([cos, sin], dim=-1) * (size**-0.5 if ortho else 1.0)
     cos_part, sin_part = torch.matmul(x, features.to(x.dtype)).chunk(2, dim=-1)  # each (B, h, L, half)
-    cos, sin = (matrix.to(x.dtype) for matrix in _sequence_fourier(x, padding_mask, ortho))
+    cos, sin = sequence
     cos_part, sin_part = torch.matmul(cos, cos_part), torch.matmul(sin, sin_part)
     mirrored = (cos_part + sin_part)[..., 1 : size - half + 1].flip(-1)
     return torch.cat([cos_part - sin_part, mirrored], dim=-1)
 
 
-def _sequence_fourier(x, padding_mask, ortho: bool):
-    """Cosine and sine matrices over the sequence: (L, L), or (B, 1, L, L) with padding."""
+def fourier_matrices(x, padding_mask: torch.Tensor | None, ortho: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine matrices over the sequence of x (B, h, L, d): (L, L), or (B, 1, L, L) with zeros at padding."""
     positions, lengths, mask = _rows(x, padding_mask)
-    cos, sin = _cos_sin(positions[..., :, None] * positions[..., None, :], lengths)
     scale = lengths**-0.5 if ortho else 1.0
-    return (cos * scale, sin * scale) if mask is None else (cos * scale * mask, sin * scale * mask)
+    scale = scale if mask is None else scale * mask
+    cos, sin = _cos_sin(positions[..., :, None] * positions[..., None, :], lengths)
+    return (cos * scale).to(x.dtype), (sin * scale).to(x.dtype)
 
 
 def _cos_sin(products: torch.Tensor, period) -> tuple[torch.Tensor, torch.Tensor]:
@@ -212,18 +252,22 @@ def _cos_sin(products: torch.Tensor, period) -> tuple[torch.Tensor, torch.Tensor
     return angles.cos(), angles.sin()
 
 
-def cosine_transform(x: torch.Tensor, padding_mask: torch.Tensor | None, ortho: bool) -> torch.Tensor:
-    """DCT-II of x (B, h, L, d) over features and sequence in scipy's convention, each row over its real tokens."""
+def cosine_transform(x: torch.Tensor, sequence: torch.Tensor, ortho: bool) -> torch.Tensor:
+    """DCT-II of x (B, h, L, d) over features and, with `sequence` from `cosine_matrix`, each row's real tokens."""
     index = torch.arange(x.shape[-1], device=x.device)
     features = _cosines(index, index, x.shape[-1], ortho).T
+    return torch.matmul(sequence, torch.matmul(x, features.to(x.dtype)))
+
+
+def cosine_matrix(x, padding_mask: torch.Tensor | None, ortho: bool) -> torch.Tensor:
+    """DCT-II over the sequence of x (B, h, L, d): (L, L), or (B, 1, L, L) with zeros at padding."""
     positions, lengths, mask = _rows(x, padding_mask)
     matrix = _cosines(positions, positions, lengths, ortho)
-    matrix = matrix if mask is None else matrix * mask
-    return torch.matmul(matrix.to(x.dtype), torch.matmul(x, features.to(x.dtype)))
+    return (matrix if mask is None else matrix * mask).to(x.dtype)
 
 
 def _cosines(k: torch.Tensor, n: torch.Tensor, length, ortho: bool) -> torch.Tensor:
-    """2 cos(pi k (2 n + 1) / (2 N)) for all k, n: (..., k, n); orthonormal rows on request."""
+    """2 cos(pi k (2 n + 1) / (2 N)) for all k, n in scipy's convention: (..., k, n); orthonormal rows on request."""
     products = k[..., :, None] * (2 * n[..., None, :] + 1)
     matrix = 2 * ((products % (4 * length)).float() * (torch.pi / (2 * length))).cos()
     if not ortho:
@@ -239,6 +283,10 @@ def _rows(x, padding_mask):
     positions = (padding_mask.cumsum(-1) - 1).clamp(min=0)[:, None]  # (B, 1, L)
     lengths = padding_mask.sum(-1).clamp(min=1)[:, None, None, None]  # (B, 1, 1, 1)
     return positions, lengths, (padding_mask[:, None, :, None] & padding_mask[:, None, None, :])
+
+
+TRANSFORMS = {"fourier": (fourier_transform, fourier_matrices), "cosine": (cosine_transform, cosine_matrix)}
+"""Name -> the transform, and what makes its part over the sequence, which is the same in all layers."""
 
 
 class DynamicConvolutionOperation(nn.Module):
@@ -324,8 +372,11 @@ class LightweightConvolutionOperation(nn.Module):
         value = inputs["v"] * inputs["g"].sigmoid() if "g" in inputs else inputs["v"]
         if context.padding_mask is not None:
             value = value * context.padding_mask[:, None, :, None]
-        kernel = self.dropout(self.weight.softmax(dim=-1))
+        kernel = self.dropout(self.weight.softmax(dim=-1))  # (h, K)
         batch, heads, length, size = value.shape
+        # A product with the whole band wastes most of it and is still several times faster where the band is wide.
+        if not is_tracing(value) and length <= 16 * kernel.shape[-1]:
+            return convolve(value, kernel[None, :, None, :].expand(1, -1, length, -1)), None
         x = value.transpose(2, 3).reshape(batch, heads * size, length)  # (B, h d, L)
         kernel = kernel[:, None, :].repeat_interleave(size, dim=0)  # (h d, 1, K)
         x = nn.functional.conv1d(x, kernel, padding=kernel.shape[-1] // 2, groups=heads * size)

@@ -11,7 +11,7 @@ from torch import nn
 
 from flexibert import GRAPHS, FlexiBertConfig, FlexiBertForMaskedLM, FlexiBertModel, convert_transformers_model
 from flexibert.modeling_flexibert import FlexiBertMixer
-from flexibert.operations import MixingContext, convolve, cosine_transform, fourier_transform, rotate
+from flexibert.operations import TRANSFORMS, MixingContext, convolve, rotate
 
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -260,14 +260,18 @@ def assert_close_transforms(actual, expected):
     torch.testing.assert_close(actual.double() / scale, expected / scale, atol=3e-6, rtol=0)
 
 
+def transformed(name, x, padding_mask, norm):
+    transform, matrices = TRANSFORMS[name]
+    return transform(x, matrices(x, padding_mask, norm == "ortho"), norm == "ortho")
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 8])
 @pytest.mark.parametrize("length", [1, 2, 12, 13])
 @pytest.mark.parametrize("norm", ["ortho", "backward"])
 @pytest.mark.parametrize("name", ["fourier", "cosine"])
 def test_transforms_equal_scipy(name, norm, length, size):
     x = torch.randn(2, 3, length, size)
-    transform = fourier_transform if name == "fourier" else cosine_transform
-    actual = transform(x, None, norm == "ortho")
+    actual = transformed(name, x, None, norm)
     assert_close_transforms(actual, scipy_transform(name, x, norm))
 
 
@@ -276,8 +280,7 @@ def test_transforms_equal_scipy(name, norm, length, size):
 def test_transforms_of_padded_rows_equal_scipy_on_each_row(name, norm):
     x, mask = torch.randn(4, 3, 13, 8), padding((13, 12, 5, 1))
     mask[1] = mask[1].flip(0)  # padding on the left
-    transform = fourier_transform if name == "fourier" else cosine_transform
-    actual = transform(x, mask, norm == "ortho")
+    actual = transformed(name, x, mask, norm)
     for row in range(4):
         expected = scipy_transform(name, x[row, :, mask[row]], norm)
         assert_close_transforms(actual[row, :, mask[row]], expected)
@@ -287,7 +290,7 @@ def test_transforms_of_padded_rows_equal_scipy_on_each_row(name, norm):
 def test_fourier_transform_of_long_sequences_stays_exact():
     """Angles of thousands of whole turns must not lose their fraction in float32."""
     x = torch.randn(1, 1, 2053, 4)
-    actual = fourier_transform(x, None, True)
+    actual = transformed("fourier", x, None, "ortho")
     assert_close_transforms(actual, scipy_transform("fourier", x, "ortho"))
 
 

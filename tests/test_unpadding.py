@@ -1,4 +1,4 @@
-"""Batches in groups of similar length: the same results for real tokens, in any order of rows, with gradients."""
+"""Batches without their padding: the same results for real tokens, with gradients."""
 
 import pytest
 import torch
@@ -19,25 +19,25 @@ def batch():
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_groups_change_nothing(name, batch):
+def test_unpadding_changes_nothing(name, batch):
     torch.manual_seed(0)
     model = FlexiBertModel(FlexiBertConfig(vocab_size=99, layers=SPECS[name], max_position_embeddings=32)).eval()
     ids, mask = batch
     whole = model(ids, attention_mask=mask)
-    model.config.length_groups = 3
-    grouped = model(ids, attention_mask=mask)
-    difference = (whole.last_hidden_state - grouped.last_hidden_state).abs() * mask[..., None]
+    model.config.unpad_inputs = True
+    packed = model(ids, attention_mask=mask)
+    difference = (whole.last_hidden_state - packed.last_hidden_state).abs() * mask[..., None]
     assert difference.max() < 1e-5
-    assert grouped.last_hidden_state[1, 17:].abs().max() == 0  # cut, so it was never computed
-    assert torch.allclose(whole.pooler_output[:6], grouped.pooler_output[:6], atol=1e-5)
+    assert (packed.last_hidden_state * (1 - mask[..., None])).abs().max() == 0  # was never computed
+    assert torch.allclose(whole.pooler_output[:6], packed.pooler_output[:6], atol=1e-5)
 
 
 def test_gradients_are_the_same(batch):
     ids, mask = batch
     gradients = []
-    for groups in (1, 4):
+    for unpad in (False, True):
         torch.manual_seed(0)
-        config = FlexiBertConfig(vocab_size=99, layers=SPECS["mixed_heads"], length_groups=groups)
+        config = FlexiBertConfig(vocab_size=99, layers=SPECS["mixed_heads"], unpad_inputs=unpad)
         model = FlexiBertForMaskedLM(config).eval()
         model(ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
@@ -47,14 +47,13 @@ def test_gradients_are_the_same(batch):
 
 def test_recorded_states_are_whole(batch):
     ids, mask = batch
-    model = FlexiBertModel(FlexiBertConfig(vocab_size=99, layers=SPECS["homogeneous"], length_groups=4)).eval()
+    model = FlexiBertModel(FlexiBertConfig(vocab_size=99, layers=SPECS["homogeneous"], unpad_inputs=True)).eval()
     states = model(ids, attention_mask=mask, output_hidden_states=True).hidden_states
     assert len(states) == 3 and all(state.shape == (7, 23, 32) for state in states)
 
 
-@pytest.mark.parametrize("groups, mix_padding", [(0, False), (2, True)])
-def test_what_cannot_be_grouped_is_refused(groups, mix_padding):
+def test_layers_that_mix_padding_in_are_refused():
     layer = SPECS["cosine"][0]
-    layer = {**layer, "operations": [{**layer["operations"][0], "mix_padding": mix_padding}]}
-    with pytest.raises(ValueError, match=f"length_groups: {groups} is not accepted"):
-        FlexiBertConfig(layers=[layer], length_groups=groups)
+    layer = {**layer, "operations": [{**layer["operations"][0], "mix_padding": True}]}
+    with pytest.raises(ValueError, match=r"unpad_inputs: true is not accepted, layers\[0\] has mix_padding"):
+        FlexiBertConfig(layers=[layer], unpad_inputs=True)
