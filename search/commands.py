@@ -308,9 +308,12 @@ def pretrain_one(options) -> None:
             show,
         )
         accelerator.end_training()
+        weights = accelerator.get_state_dict(model)  # of all processes, where each holds a shard
         if accelerator.is_main_process:
+            whole = FlexiBertForMaskedLM(config)
+            whole.load_state_dict(weights)
             card = pretraining_card(output.name, data.corpus.name, budget, result, options.seed)
-            save_checkpoint(model, data.tokenizer, output, card)
+            save_checkpoint(whole, data.tokenizer, output, card)
             shutil.rmtree(training, ignore_errors=True)
             progress.say(
                 f"{output}: {count_parameters(config):,} parameters, {budget.tokens:,} tokens in "

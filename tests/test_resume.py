@@ -1,0 +1,148 @@
+"""Pretraining that is killed (really, by SIGKILL) and started again ends as if nothing had happened, to the bit."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, set_seed
+from conftest import SPECS
+from safetensors.torch import load_file
+
+from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
+from search import pretraining
+from search.pretraining import PretrainingBudget, pretrain
+
+
+ROOT = Path(__file__).resolve().parents[1]
+BUDGET = PretrainingBudget(
+    steps=30, batch_size=8, sequence_length=16, learning_rate=3e-3, checkpoint_steps=3, micro_batches=2
+)
+KILLS = sorted(random.Random(0).sample(range(BUDGET.steps), 5))
+
+
+class Tokenizer:
+    """The part of a tokenizer that masking needs."""
+
+    mask_token_id = 4
+    all_special_ids = (0, 1, 2, 3, 4)
+
+    def __len__(self):
+        return 60
+
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train(folder: Path, kill_at: int | str | None, environment: dict[str, str | int]) -> None:
+    """In a process of its own: trains until the step, or until the first call of the function, to be killed at."""
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    torch.set_num_threads(1)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    step_seed = pretraining.step_seed
+    if isinstance(kill_at, int):
+        pretraining.step_seed = lambda seed, step, process: (
+            die() if step == kill_at else step_seed(seed, step, process)
+        )
+    elif kill_at is not None:
+        module, name = {"save_state": (Accelerator, "save_state"), "replace": (pretraining.os, "replace")}[kill_at]
+        finish = getattr(module, name)
+        setattr(module, name, lambda *args: (finish(*args), die()))
+
+    rng = np.random.default_rng(0)
+    blocks = np.concatenate([np.full((40, 1), 2), rng.integers(5, 60, (40, 14)), np.full((40, 1), 3)], axis=1)
+    set_seed(0)
+    model = FlexiBertForMaskedLM(
+        FlexiBertConfig(vocab_size=60, layers=SPECS["mixed_heads"][:1], max_position_embeddings=16)
+    )
+    accelerator = Accelerator(cpu=True, fsdp_plugin=sharding() if "SHARDED" in environment else None)
+    pretrain(model, blocks, blocks[:8], Tokenizer(), BUDGET, 1, accelerator, folder)
+
+
+def sharding() -> FullyShardedDataParallelPlugin:
+    """FSDP over processes without accelerators, which Accelerate (1.15) only takes up if it believes in some."""
+    PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["FlexiBertLayer"],
+        state_dict_type="FULL_STATE_DICT",
+    )
+
+
+def run(folder: Path, way: str, kill_at: int | str | None = None) -> None:
+    """Runs `train` in processes started as `torchrun` does."""
+    processes = 1 if way == "alone" else 2
+    context = multiprocessing.get_context("fork")
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": processes}
+    workers = []
+    for rank in range(processes):
+        environment = {**address, "RANK": rank, "LOCAL_RANK": rank} if processes > 1 else {}
+        environment |= {"SHARDED": 1} if way == "sharded" else {}
+        workers.append(context.Process(target=train, args=(folder, kill_at, environment)))
+        workers[-1].start()
+    for worker in workers:
+        worker.join(120)
+        if kill_at is not None:
+            workers[-1].kill()  # It may wait for the first one, which is dead.
+    assert [worker.exitcode for worker in workers] == [0 if kill_at is None else -signal.SIGKILL] * processes
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def assert_equal(first: Path, second: Path) -> None:
+    """Weights, optimiser and losses of two last checkpoints."""
+    states = [json.loads((folder / "checkpoint" / "pretraining.json").read_text()) for folder in (first, second)]
+    assert states[0] == states[1] and states[0]["step"] == len(states[0]["losses"]) == BUDGET.steps
+    weights = [load_weights(folder / "checkpoint") for folder in (first, second)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0] | weights[1])
+    optimizers = [torch.load(folder / "checkpoint" / "optimizer.bin") for folder in (first, second)]
+    assert len({json.dumps(optimizer["param_groups"]) for optimizer in optimizers}) == 1
+    moments = [optimizer["state"] for optimizer in optimizers]
+    assert len(moments[0]) == len(moments[1]) > 10
+    for index, state in moments[0].items():
+        assert all(torch.equal(value, moments[1][index][name]) for name, value in state.items())
+
+
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    sharded = folder / "pytorch_model_fsdp.bin"
+    return torch.load(sharded) if sharded.is_file() else load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module", params=["alone", "replicated", pytest.param("sharded", marks=pytest.mark.slow)])
+def uninterrupted(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    run(folder, request.param)
+    return folder, request.param
+
+
+def test_five_kills_change_nothing(uninterrupted, tmp_path):
+    expected, way = uninterrupted
+    for step in KILLS:
+        run(tmp_path, way, kill_at=step)
+    run(tmp_path, way)
+    assert_equal(tmp_path, expected)
+
+
+@pytest.mark.parametrize("kill_at", ["save_state", "replace"])
+def test_kills_while_a_checkpoint_is_written_change_nothing(uninterrupted, tmp_path, kill_at):
+    """Killed with the new checkpoint half-made, and between the renames that put it in the place of the old one."""
+    expected, way = uninterrupted
+    run(tmp_path, way, kill_at=KILLS[0])
+    for _ in range(2):
+        run(tmp_path, way, kill_at)
+    run(tmp_path, way)
+    assert_equal(tmp_path, expected)
