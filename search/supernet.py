@@ -16,7 +16,7 @@ Notation: D width of a layer, H heads, d head size, K taps of a kernel.
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -96,19 +96,13 @@ class SuperNetwork(nn.Module):
         self.shared = nn.ParameterDict()
         # A candidate runs on modules without weights. Few are kept: micro-batches and validation come back soon.
         self._skeleton = lru_cache(maxsize=4)(self._build_skeleton)
-        for name, parameter in self._probe(self._largest_layer(space.operations[0], 1), frame=True).named_parameters():
-            if not name.startswith(_LAYER):
-                self._hold(Piece(name, parameter.shape), parameter)
         kernels = []
-        for index in range(max(space.num_layers)):
-            for operation in space.operations:
-                # The most heads have the most kernels, the fewest heads have the most features each.
-                for heads in sorted({min(space.num_heads), max(space.num_heads)}):
-                    layer = self._largest_layer(operation, heads)
-                    for name, parameter in self._probe(layer).model.layers[0].named_parameters():
-                        pieces, _ = self._layer_pieces(index, layer, name, parameter.shape)
-                        self._hold(pieces[0], parameter)
-                        kernels += [piece for piece in pieces if piece.taps is not None]
+        for piece, parameter in self._first_weights():
+            key = _key(piece.name)
+            if key not in self.shared or self.shared[key].numel() < parameter.numel():
+                self.shared[key] = nn.Parameter(parameter.detach().clone().view(piece.shape))
+            if piece.taps is not None:
+                kernels.append(piece)
         for piece in kernels:
             taps = piece.shape[piece.taps]
             if taps < self.shared[_key(piece.name)].shape[piece.taps]:
@@ -167,6 +161,22 @@ class SuperNetwork(nn.Module):
 
     # --- construction ---------------------------------------------------------------------------------------------
 
+    def _first_weights(self) -> Iterator[tuple[Piece, torch.Tensor]]:
+        """What has to be held, from models of one large layer each; of equal names the largest counts."""
+        # The most heads have the most kernels, the fewest heads have the most features each.
+        few, many = min(self.space.num_heads), max(self.space.num_heads)
+        frame = self._probe(self._largest_layer(self.space.operations[0], many), frame=True)
+        for name, parameter in frame.named_parameters():
+            if not name.startswith(_LAYER):
+                yield Piece(name, tuple(parameter.shape)), parameter
+        for index in range(max(self.space.num_layers)):
+            for operation in self.space.operations:
+                for heads in sorted({few, many}):
+                    layer = self._largest_layer(operation, heads)
+                    for name, parameter in self._probe(layer).model.layers[0].named_parameters():
+                        [piece], _ = self._layer_pieces(index, layer, name, parameter.shape)
+                        yield piece, parameter
+
     def _largest_layer(self, operation: Mapping[str, Any], heads: int) -> LayerSpec:
         group = {key: value for key, value in operation.items() if key != "graph"}
         if operation["op"] == SearchedAttention.op:
@@ -191,12 +201,6 @@ class SuperNetwork(nn.Module):
             changes["vocab_size"] = 1
             changes["pad_token_id"] = 0
         return FlexiBertForMaskedLM(FlexiBertConfig(**{**self.fields, **changes}))
-
-    def _hold(self, piece: Piece, parameter: torch.Tensor) -> None:
-        """Shares the first weights of a parameter, unless a larger one is shared already."""
-        key = _key(piece.name)
-        if key not in self.shared or self.shared[key].numel() < parameter.numel():
-            self.shared[key] = nn.Parameter(parameter.detach().clone().view(piece.shape))
 
     def _build_skeleton(self, layers: Architecture) -> FlexiBertForMaskedLM:
         config = self.config(layers)
@@ -261,7 +265,7 @@ class SuperNetwork(nn.Module):
     def _transformation(self, piece: Piece) -> torch.Tensor | None:
         """The matrix of a kernel that is not the largest."""
         key = None if piece.taps is None else _key(piece.transformation)
-        return self.shared[key] if key in self.shared else None
+        return self.shared.get(key, None)
 
 
 _LAYER = "model.layers."

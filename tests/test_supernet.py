@@ -1,4 +1,4 @@
-"""Super-networks: a slice is the extracted model, gradients reach what is used, what is written back comes out again."""
+"""Super-networks: a slice is the extracted model, gradients are sparse, what is written back comes out."""
 
 import copy
 import dataclasses
