@@ -14,6 +14,7 @@ super-network, cutting it out and writing it back read the same table, so they c
 Notation: D width of a layer, H heads, d head size, K taps of a kernel.
 """
 
+import hashlib
 import json
 import random
 from collections.abc import Iterator, Mapping
@@ -291,7 +292,7 @@ def random_member(space: SearchSpace, seed: int, step: int) -> Architecture:
 
 def save_supernet(network: SuperNetwork, tokenizer, folder: Path, facts: Mapping[str, Any]) -> None:
     """Writes a folder that `load_supernet` reads, all of it or nothing; `facts` say how it was trained."""
-    description = {"space": network.space.to_dict(), "fields": network.fields, **facts}
+    description = {**facts, "space": network.space.to_dict(), "fields": network.fields}
     with replace_folder(folder) as aside:
         save_file(network.state_dict(), aside / WEIGHTS)
         tokenizer.save_pretrained(aside)
@@ -310,3 +311,11 @@ def load_supernet(folder: Path) -> tuple[SuperNetwork, dict[str, Any]]:
         network = SuperNetwork(SearchSpace.from_dict(description["space"], str(folder)), description["fields"])
     network.load_state_dict(state, assign=True)
     return network, description
+
+
+def weights_digest(folder: Path) -> str:
+    """Identity of the weights in a folder; UserError where it holds none."""
+    try:
+        return hashlib.sha256((Path(folder) / WEIGHTS).read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise UserError(f"{folder} is no super-network: {error}") from None
