@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="search", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     _add_run(commands)
+    _add_supernet(commands)
     _add_pretrain(commands)
     _add_finetune(commands)
     _add_report(commands)
@@ -70,6 +71,12 @@ def _command(commands, name: str, function: str, summary: str) -> argparse.Argum
 def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not accepted, expected a whole number of at least 1")
+    return int(text)
+
+
+def whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted, expected a whole number")
     return int(text)
 
 
@@ -136,7 +143,7 @@ def _add_budget(parser, recipe: bool) -> None:
     group = parser.add_argument_group("pretraining budget")
     suffix = f" (default: {RECIPE})"
     for option, kind, text in (
-        ("--steps", positive, "optimiser steps"),
+        ("--steps", whole, "optimiser steps; 0 keeps the first weights"),
         ("--batch-size", positive, "sequences per step, all processes together"),
         ("--sequence-length", positive, "tokens per sequence"),
         ("--learning-rate", positive_float, "peak learning rate"),
@@ -189,6 +196,14 @@ def _add_run(commands) -> None:
         help=f"start candidates from the weights of the trained encoder most like them (default: {RECIPE})",
     )
     parser.add_argument(
+        "--evaluator",
+        choices=("scratch", "supernet"),
+        default="scratch",
+        help="whether candidates start from random weights or from those of --supernet; with the latter --steps 0 "
+        "scores them as they are",
+    )
+    parser.add_argument("--supernet", metavar="DIR", help="super-network of the same recipe, see the command supernet")
+    parser.add_argument(
         "--storage", help="Optuna storage URL, for workers on several machines; by default SQLite in the run folder"
     )
     group = parser.add_argument_group("objectives and limits")
@@ -207,6 +222,17 @@ def _add_run(commands) -> None:
     )
     _add_data(parser, recipe=True)
     _add_tasks(parser, recipe=True)
+    _add_budget(parser, recipe=True)
+    _add_training(parser)
+
+
+def _add_supernet(commands) -> None:
+    parser = _command(
+        commands, "supernet", "train_supernet", "train one set of weights that all candidates of a recipe start from"
+    )
+    parser.add_argument("--recipe", required=True, help="name (see the command list) or path of a .json")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the super-network")
+    _add_data(parser, recipe=True)
     _add_budget(parser, recipe=True)
     _add_training(parser)
 

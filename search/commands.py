@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import optuna
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, KwargsHandler, set_seed
 from transformers import PreTrainedTokenizerBase
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM, architecture, list_architectures, named_config
@@ -28,7 +28,7 @@ from .corpus import Corpus, load_corpus, load_tokenizer, tokenized_blocks
 from .cost import count_parameters, forward_flops, peak_flops_per_second
 from .describe import head_group
 from .errors import UserError
-from .evaluator import LATENCY, SCORE, Evaluator, build_config, pretraining_card
+from .evaluator import LATENCY, SCORE, Evaluator, build_config, model_fields, pretraining_card
 from .files import replace_file, replace_folder
 from .finetuning import FinetuningBudget
 from .finetuning_runs import finetune_tasks, summarize
@@ -42,6 +42,8 @@ from .samplers import SAMPLERS, Feasible, create_sampler
 from .search_space import Architecture
 from .self_made_tasks import SELF_MADE_TASKS
 from .study import Search, best_trial, finished, open_study
+from .supernet import DESCRIPTION, SuperNetwork, random_member, save_supernet, weights_digest
+from .supernet_evaluator import SuperNetworkEvaluator
 from .tasks import load_tasks
 
 
@@ -51,6 +53,10 @@ def run(options) -> None:
     if recipe.space is None:
         raise UserError(f"recipe {options.recipe} has no space to search; it is for the command pretrain")
     create_sampler(recipe.sampler, recipe.space, seed=0)  # an unknown name shall not wait for the data
+    if (options.evaluator == "supernet") != (options.supernet is not None):
+        raise UserError("--evaluator supernet and --supernet DIR go together")
+    if options.supernet is not None and recipe.transfer != "none":
+        raise UserError("--transfer: candidates start either from a super-network or from trained encoders")
     folder = Path(options.runs) / (options.name or Path(options.recipe).stem)
     accelerator = start(options, folder)
     objectives = choose_objectives(options.objectives)
@@ -59,8 +65,13 @@ def run(options) -> None:
         url = options.storage or f"sqlite:///{folder / 'study.db'}"
         study = open_study(url, folder.name, identity(recipe, options), objectives)
     with RunProgress(recipe.trials, accelerator.is_main_process) as progress:
-        evaluator = build_evaluator(recipe, options, accelerator, progress, Path(options.runs))
+        evaluator = build_evaluator(recipe, options, accelerator, progress, folder)
         evaluator.measure_latency = LATENCY in objectives or options.max_latency_ms is not None
+
+        def after_trial(trial, trial_folder: Path) -> None:
+            keep_best(study, trial, trial_folder, folder)
+            evaluator.update(study)
+
         search = Search(
             study,
             recipe.space,
@@ -73,8 +84,10 @@ def run(options) -> None:
             progress,
             feasible=limits(evaluator, options),
             find_source=evaluator.find_source if recipe.transfer != "none" else None,
-            after_trial=lambda trial, trial_folder: keep_best(study, trial, trial_folder, folder),
+            after_trial=after_trial,
         )
+        if accelerator.is_main_process:
+            evaluator.update(study)
         search.run(recipe.trials)
     if accelerator.is_main_process:
         conclude(study, folder, finetuning_options(recipe, options))
@@ -106,14 +119,14 @@ def limits(evaluator: Evaluator, options) -> Feasible | None:
     return feasible
 
 
-def start(options, folder: Path) -> Accelerator:
+def start(options, folder: Path, *handlers: KwargsHandler) -> Accelerator:
     """Silences libraries, sets up processes and devices, and makes sure that the folder can be written."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-    accelerator = Accelerator(mixed_precision=options.precision)
+    accelerator = Accelerator(mixed_precision=options.precision, kwargs_handlers=list(handlers))
     if accelerator.device.type == "cpu" and os.environ.get("ACCELERATE_MIXED_PRECISION"):
         # `accelerate launch` (1.15) leaves a CPU process one thread, however many cores there are.
         torch.set_num_threads(max(1, usable_cores() // accelerator.num_processes))
@@ -157,7 +170,8 @@ def identity(recipe: Recipe, options) -> dict[str, Any]:
         "tasks": data.pop("tasks"),
         "glue": options.glue if recipe.tasks else None,
     }
-    return {"space": data.pop("space"), "objective": objective, "seed": options.seed, **data}
+    supernet = None if options.supernet is None else weights_digest(options.supernet)
+    return {"space": data.pop("space"), "objective": objective, "seed": options.seed, "supernet": supernet, **data}
 
 
 @dataclass(frozen=True)
@@ -183,12 +197,18 @@ def load_data(recipe: Recipe, options, accelerator: Accelerator, progress: RunPr
     return Data(corpus, tokenizer, blocks, validation_blocks)
 
 
-def build_evaluator(recipe: Recipe, options, accelerator: Accelerator, progress: RunProgress, runs: Path) -> Evaluator:
+def build_evaluator(
+    recipe: Recipe, options, accelerator: Accelerator, progress: RunProgress, folder: Path
+) -> Evaluator:
     """An evaluator with the recipe's data, tasks and budgets."""
-    data = load_data(recipe, options, accelerator, progress, runs)
+    data = load_data(recipe, options, accelerator, progress, folder.parent)
     with accelerator.main_process_first():
         tasks = load_tasks(recipe.tasks, data.corpus, options.glue, recipe.max_train_examples)
-    return Evaluator(
+    create = Evaluator
+    if options.supernet is not None:
+        supernet = {"space": recipe.space, "supernet": Path(options.supernet), "run": folder}
+        create = partial(SuperNetworkEvaluator, **supernet)
+    return create(
         corpus=data.corpus.name,
         model=recipe.model,
         tokenizer=data.tokenizer,
@@ -202,7 +222,12 @@ def build_evaluator(recipe: Recipe, options, accelerator: Accelerator, progress:
         accelerator=accelerator,
         progress=progress,
         glue=options.glue,
-        search={"recipe": recipe.description, "sampler": recipe.sampler["name"], "seed": options.seed},
+        search={
+            "recipe": recipe.description,
+            "sampler": recipe.sampler["name"],
+            "evaluator": options.evaluator,
+            "seed": options.seed,
+        },
     )
 
 
@@ -319,6 +344,61 @@ def pretrain_one(options) -> None:
                 f"{output}: {count_parameters(config):,} parameters, {budget.tokens:,} tokens in "
                 f"{duration(result.seconds)}, validation loss {result.validation_loss:.3f} nats, "
                 f"masked tokens right {100 * result.validation_accuracy:.1f} %"
+            )
+
+
+def train_supernet(options) -> None:
+    """Trains one set of weights for all encoders of a space; the same command continues a killed run to the bit."""
+    recipe = override(load_recipe(options.recipe), options)
+    if recipe.space is None:
+        raise UserError(f"recipe {options.recipe} has no space, so there is nothing to share weights in")
+    output = Path(options.output)
+    if output.exists() and not (output / DESCRIPTION).is_file() and (output.is_file() or any(output.iterdir())):
+        raise UserError(f"{output} exists and is no super-network; name a new folder or an empty one")
+    training = output.with_name(f"{output.name}.training")
+    # Every step trains other parameters, which data parallelism has to be told, and nothing stays to be compiled.
+    accelerator = start(options, output.parent, DistributedDataParallelKwargs(find_unused_parameters=True))
+    checkpoint_steps = recipe.pretraining.checkpoint_steps or max(1, recipe.pretraining.steps // 20)
+    budget = dataclasses.replace(recipe.pretraining, checkpoint_steps=checkpoint_steps, compile=False)
+    with RunProgress(enabled=accelerator.is_main_process) as progress:
+        data = load_data(recipe, options, accelerator, progress, output.parent)
+        longest = max(budget.sequence_length, recipe.finetuning.max_length)
+        set_seed(options.seed)
+        network = SuperNetwork(recipe.space, model_fields(data.tokenizer, longest, recipe.model))
+        trackers = open_trackers(accelerator, options, training, dataclasses.asdict(budget))
+
+        def show(done: int, loss: float, rate: float) -> None:
+            progress.update("super-network", done, budget.steps, loss, rate)
+            if trackers:
+                accelerator.log({"loss_nats": loss, "tokens_per_second": rate}, step=done)
+
+        def path(step: int) -> dict[str, Any]:
+            return {"layers": random_member(recipe.space, options.seed, step)}
+
+        result = pretrain(
+            network,
+            data.blocks,
+            data.validation_blocks,
+            data.tokenizer,
+            budget,
+            options.seed,
+            accelerator,
+            training,
+            show,
+            path,
+        )
+        accelerator.end_training()
+        if accelerator.is_main_process:
+            facts = {**dataclasses.asdict(budget), "corpus": data.corpus.name, "seed": options.seed}
+            save_supernet(network, data.tokenizer, output, {"training": facts})
+            shutil.rmtree(training, ignore_errors=True)
+            progress.say(
+                f"{output}: {sum(p.numel() for p in network.parameters()):,} parameters, {budget.tokens:,} tokens in "
+                f"{duration(result.seconds)}, validation loss of a random member {result.validation_loss:.3f} nats"
+            )
+            progress.say(
+                f"search with it: {interpreter()} -m search run --recipe {shlex.quote(options.recipe)} "
+                f"--evaluator supernet --supernet {shlex.quote(str(output))}"
             )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import optuna
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
@@ -73,9 +74,8 @@ class Evaluator:
         Raises:
             TrainingDiverged: A loss was not finite.
         """
-        config = self.config(layers)
         set_seed(self.seed)
-        model = FlexiBertForMaskedLM(config)
+        model = self.first_model(layers)
         given = self._start_from(model, source) if source is not None else 0.0
         budget = dataclasses.replace(self.pretraining, steps=0) if given >= ENOUGH_OVERLAP else self.pretraining
         pretrained = pretrain(
@@ -94,12 +94,19 @@ class Evaluator:
         results = {task.name: self._finetune(task, folder) for task in self.tasks}
         if self.accelerator.is_main_process:
             write_card(folder, self.card(folder.name, budget, pretrained, results))
-        metrics = collect_metrics(count_parameters(config), pretrained, results)
+        metrics = collect_metrics(count_parameters(model.config), pretrained, results)
         if self.transfer != "none":
             metrics["transferred_percent"] = 100 * given
         if self.measure_latency:
-            metrics[LATENCY] = self.latency_ms(config)
+            metrics[LATENCY] = self.latency_ms(model.config)
         return metrics
+
+    def first_model(self, layers: Architecture) -> FlexiBertForMaskedLM:
+        """A candidate before it is trained."""
+        return FlexiBertForMaskedLM(self.config(layers))
+
+    def update(self, study: optuna.Study) -> None:
+        """Told on the main process of the study before the first trial and after every one; nothing to learn here."""
 
     def find_source(self, layers: Architecture, trained: Sequence[tuple[Architecture, Path]]) -> Path | None:
         """The checkpoint with the largest overlap, if any has one."""
@@ -116,8 +123,12 @@ class Evaluator:
 
     def config(self, layers: Architecture) -> FlexiBertConfig:
         """The configuration of a candidate."""
-        longest = max(self.pretraining.sequence_length, self.finetuning.max_length if self.tasks else 0)
-        return build_config(layers, self.tokenizer, longest, self.model)
+        return build_config(layers, self.tokenizer, self.longest_sequence, self.model)
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest sequences that a candidate has to take."""
+        return max(self.pretraining.sequence_length, self.finetuning.max_length if self.tasks else 0)
 
     def latency_ms(self, config: FlexiBertConfig) -> float:
         """Median milliseconds of a candidate's forward pass on one sequence of the pretraining length."""
@@ -181,10 +192,13 @@ def build_config(
     layers: Architecture, tokenizer: PreTrainedTokenizerBase, max_length: int, fields: Mapping[str, Any]
 ) -> FlexiBertConfig:
     """The configuration of an encoder for a tokenizer and sequences of up to `max_length` tokens."""
+    return FlexiBertConfig(**{"layers": layers, **model_fields(tokenizer, max_length, fields)})
+
+
+def model_fields(tokenizer: PreTrainedTokenizerBase, max_length: int, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The same without layers: fields of `FlexiBertConfig`, those given and those that follow from the tokenizer."""
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    return FlexiBertConfig(
-        **{"vocab_size": len(tokenizer), "layers": layers, "max_position_embeddings": max_length, **ids, **fields}
-    )
+    return {"vocab_size": len(tokenizer), "max_position_embeddings": max_length, **ids, **fields}
 
 
 def collect_metrics(

@@ -5,17 +5,18 @@ functions of (seed, s), so a run that was killed continues from any checkpoint e
 saving generators or the position of a data loader. All processes draw the same global batch and take their share.
 """
 
+import hashlib
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -176,6 +177,9 @@ def build_optimizer(model: torch.nn.Module, budget: PretrainingBudget) -> torch.
 Progress = Callable[[int, float, float], None]
 """Called with (steps done, last loss in nats, tokens per second)."""
 
+Arguments = Callable[[int], Mapping[str, Any]]
+"""What a model is called with besides the batch in a step, counted from 0."""
+
 
 def pretrain(
     model,
@@ -187,16 +191,19 @@ def pretrain(
     accelerator: Accelerator,
     folder: Path | None = None,
     progress: Progress | None = None,
+    arguments: Arguments = lambda step: {},
 ):
     """Trains a masked language model in place of its first weights, or from its last checkpoint in `folder`.
 
     Args:
-        model: A `FlexiBertForMaskedLM`; trained in place, also under data parallelism.
+        model: A `FlexiBertForMaskedLM`, or what is called like one; trained in place, also under data parallelism.
         blocks: (N, L) token ids to train on; `validation_blocks` the same for validation.
         seed: Decides the order of the data, masks and dropout.
         accelerator: Devices, precision and processes.
         folder: Where checkpoints are kept, if the budget has any.
         progress: Told about every tenth step or so.
+        arguments: Further arguments of the model, a function of the step alone; validation has those of step
+            `budget.steps`.
 
     Raises:
         TrainingDiverged: The loss is not finite; the last checkpoint is left as it is.
@@ -211,7 +218,7 @@ def pretrain(
     objective = MaskedLanguageModelling(blocks, tokenizer, budget.mask_fraction, seed)
     trained = torch.compile(model) if budget.compile else model
     trained, optimizer = accelerator.prepare(trained, build_optimizer(model, budget))
-    identity = {"seed": seed, "blocks": list(blocks.shape), "budget": asdict(budget)}
+    identity = {"seed": seed, "blocks": list(blocks.shape), "budget": asdict(budget), "model": shapes_digest(model)}
     first_step, losses = load_checkpoint(accelerator, folder, identity)
 
     trained.train()
@@ -229,7 +236,7 @@ def pretrain(
             batch = to_device(tuple(array[start : start + share] for array in arrays), accelerator.device)
             accumulating = micro_batch < budget.micro_batches - 1
             with accelerator.no_sync(trained) if accumulating else nullcontext():
-                loss = mlm_loss(trained, batch) / budget.micro_batches
+                loss = mlm_loss(trained, batch, **arguments(step)) / budget.micro_batches
                 accelerator.backward(loss)
             total += loss.detach()
         accelerator.clip_grad_norm_(trained.parameters(), budget.max_grad_norm)
@@ -251,24 +258,25 @@ def pretrain(
             save_checkpoint(accelerator, folder, done, losses, identity)
     seconds = time.perf_counter() - started
 
-    validation_loss, accuracy = evaluate(trained, validation_blocks, tokenizer, budget, accelerator)
+    validation = evaluate(trained, validation_blocks, tokenizer, budget, accelerator, **arguments(budget.steps))
     accelerator.unwrap_model(trained, keep_fp32_wrapper=False)
     tokens = (budget.steps - first_step) * budget.batch_size * budget.sequence_length
     accelerator.free_memory()
     recent = losses[-max(1, budget.steps // 20) :]
     return PretrainingResult(
         train_loss=sum(recent) / max(1, len(recent)) if recent else float("nan"),
-        validation_loss=validation_loss,
-        validation_accuracy=accuracy,
+        validation_loss=validation[0],
+        validation_accuracy=validation[1],
         tokens_per_second=tokens / seconds if seconds and tokens else rate,
         seconds=seconds,
         losses=tuple(losses),
     )
 
 
-def mlm_loss(model, batch: MaskedBatch) -> torch.Tensor:
+def mlm_loss(model, batch: MaskedBatch, **arguments) -> torch.Tensor:
     """Mean negative log-likelihood of the predicted tokens, in nats."""
-    return model(input_ids=batch.input_ids, labels=batch.labels, prediction_positions=batch.positions).loss
+    inputs = {"input_ids": batch.input_ids, "labels": batch.labels, "prediction_positions": batch.positions}
+    return model(**inputs, **arguments).loss
 
 
 def step_seed(seed: int, step: int, process: int) -> int:
@@ -287,7 +295,9 @@ def collect(pending: list[torch.Tensor], accelerator: Accelerator, done: int) ->
 
 
 @torch.no_grad()
-def evaluate(model, blocks: np.ndarray, tokenizer, budget: PretrainingBudget, accelerator: Accelerator):
+def evaluate(
+    model, blocks: np.ndarray, tokenizer, budget: PretrainingBudget, accelerator: Accelerator, **arguments
+) -> tuple[float, float]:
     """Loss in nats and accuracy on at most 256 validation blocks under masks that never change."""
     model.eval()
     objective = MaskedLanguageModelling(blocks, tokenizer, budget.mask_fraction, seed=0)
@@ -301,7 +311,8 @@ def evaluate(model, blocks: np.ndarray, tokenizer, budget: PretrainingBudget, ac
         ids, positions, labels = (array[rows] for array in arrays)
         labels = np.where(np.arange(start, start + size)[:, None] < count, labels, IGNORED)
         batch = to_device((ids, positions, labels), accelerator.device)
-        logits = model(input_ids=batch.input_ids, prediction_positions=batch.positions).logits.float()
+        inputs = {"input_ids": batch.input_ids, "prediction_positions": batch.positions}
+        logits = model(**inputs, **arguments).logits.float()
         losses = torch.nn.functional.cross_entropy(logits, batch.labels, ignore_index=IGNORED, reduction="sum")
         hits = (logits.argmax(-1) == batch.labels).sum()
         sums += torch.stack([losses.double(), hits.double(), (batch.labels != IGNORED).sum().double()])
@@ -334,6 +345,12 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, losses: l
         os.replace(aside, place)
         shutil.rmtree(old, ignore_errors=True)
     accelerator.wait_for_everyone()
+
+
+def shapes_digest(model: torch.nn.Module) -> str:
+    """Equal for models whose parameters have the same names and shapes."""
+    shapes = [(name, *parameter.shape) for name, parameter in model.named_parameters()]
+    return hashlib.sha256(repr(shapes).encode()).hexdigest()[:12]
 
 
 def load_checkpoint(accelerator: Accelerator, folder: Path | None, identity: dict) -> tuple[int, list[float]]:

@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from flexibert.spec import fingerprint, layers_to_dicts, parse_layers
 
 from .errors import UserError
+from .graph_function import function_fingerprint
 from .pretraining import TrainingDiverged
 from .progress import RunProgress
 from .samplers import Feasible, create_sampler
@@ -116,6 +117,11 @@ def diverged(study: optuna.Study) -> list[FrozenTrial]:
 def best_trial(study: optuna.Study) -> FrozenTrial | None:
     """The finished trial with the highest score; the first objective is the score."""
     return max(finished(study), key=lambda trial: trial.values[0], default=None)
+
+
+def trial_folder(run: Path, number: int, name: str) -> Path:
+    """Where a run keeps the checkpoint of a trial with this architecture fingerprint."""
+    return run / "trials" / f"{number:04d}-{name}"
 
 
 def this_worker() -> dict[str, Any]:
@@ -222,14 +228,11 @@ class Search:
             repeats = repeats + 1 if trial.state == TrialState.PRUNED or "duplicate_of" in trial.user_attrs else 0
             failures = failures + 1 if trial.state == TrialState.FAIL else 0
             if trial.state == TrialState.COMPLETE and not repeats and self.after_trial is not None:
-                self.after_trial(trial, self.trial_folder(trial.number, trial.user_attrs["fingerprint"]))
+                self.after_trial(trial, trial_folder(self.folder, trial.number, trial.user_attrs["fingerprint"]))
             if failures >= MAX_FAILURES:
                 raise UserError(f"{failures} trials in a row failed, the last one: {trial.user_attrs['failure']}")
         if self.space.size() is not None and trials > self.space.size():
             self.progress.say(f"the space has {self.space.size()} architectures, all of them are trained")
-
-    def trial_folder(self, number: int, name: str) -> Path:
-        return self.folder / "trials" / f"{number:04d}-{name}"
 
     def _objective(self, trial: optuna.Trial) -> list[float]:
         trial.set_user_attr("worker", this_worker())
@@ -238,7 +241,8 @@ class Search:
         trial.set_user_attr("layers", layers_to_dicts(layers))
         # First said and then looked, so that of two workers with the same proposal at least one sees the other.
         trial.set_user_attr("fingerprint", name)
-        known = self._known(name, trial.number)
+        trial.set_user_attr("function", function_fingerprint(layers))
+        known = self._known(layers, trial.number)
         if known is not None:
             if known.state != TrialState.COMPLETE:
                 time.sleep(random.random())  # two workers in step would step aside together for ever
@@ -248,7 +252,7 @@ class Search:
         if not self._is_feasible(layers):
             raise optuna.TrialPruned("beyond the limits of the search")
         self.progress.start_trial(f"trial {trial.number} {name}")
-        folder = self.trial_folder(trial.number, name)
+        folder = trial_folder(self.folder, trial.number, name)
         source = self._source(layers)
         self._broadcast((layers_to_dicts(layers), folder, source))
         try:
@@ -269,7 +273,7 @@ class Search:
         trained = [
             (
                 parse_layers(trial.user_attrs["layers"]),
-                self.trial_folder(trial.number, trial.user_attrs["fingerprint"]),
+                trial_folder(self.folder, trial.number, trial.user_attrs["fingerprint"]),
             )
             for trial in finished(self.study)
         ]
@@ -278,21 +282,23 @@ class Search:
     def _is_feasible(self, layers: Architecture) -> bool:
         return self.feasible is None or self.feasible(layers)
 
-    def _known(self, name: str, number: int) -> FrozenTrial | None:
-        """The trial that has trained the architecture of this fingerprint, else one that trains it or failed."""
+    def _known(self, layers: Architecture, number: int) -> FrozenTrial | None:
+        """The trial that has trained an architecture of the same function, else one that trains it or failed."""
+        name, function = fingerprint(layers), function_fingerprint(layers)
         running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         for trial in (*finished(self.study), *running, *diverged(self.study)):
-            if trial.user_attrs.get("fingerprint") == name and trial.number != number:
+            same = trial.user_attrs.get("fingerprint") == name or trial.user_attrs.get("function") == function
+            if same and trial.number != number:
                 return trial
         return None
 
     def _enqueue_unseen(self, seed: int) -> bool:
-        """Makes the next trial a random architecture that no trial has; False where none is found."""
-        seen = {trial.user_attrs.get("fingerprint") for trial in self.study.get_trials(deepcopy=False)}
+        """Makes the next trial a random architecture whose function no trial has; False where none is found."""
+        seen = {trial.user_attrs.get("function") for trial in self.study.get_trials(deepcopy=False)}
         rng = random.Random(seed)
         for _ in range(10_000):
             layers = self.space.sample(rng)
-            if fingerprint(layers) not in seen and self._is_feasible(layers):
+            if function_fingerprint(layers) not in seen and self._is_feasible(layers):
                 self.study.enqueue_trial(self.space.parameters(layers))
                 return True
         return False

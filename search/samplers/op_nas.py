@@ -150,7 +150,7 @@ class OpNasSampler(PopulationSampler):
         round_start = number - child % (self.parents * self.children)
         pool = [member for member in finished if member.number < round_start]
         if child < 0 or not pool:
-            return self._random
+            return lambda rng: random_values(self.space, rng)
         scores = scores[: len(pool)]
         best: dict[str, Values] = {}  # parents differ in what they compute
         for index in ranking(scores):
@@ -165,9 +165,6 @@ class OpNasSampler(PopulationSampler):
             return self._intra_level(values, lambda position, options: priority.choose(position, options, rng), rng)
 
         return draw
-
-    def _random(self, rng: random.Random) -> Values:
-        return self.space.normalize({name: _draw(options, rng) for name, options in self.space.choices.items()})
 
     def _inter_level(self, values: Values, rng: random.Random) -> Values:
         names = [name for name in self.space.movable(values) if ".graph." not in name]
@@ -188,6 +185,11 @@ class OpNasSampler(PopulationSampler):
                 value = choose(name, [option for option in self.space.choices[name] if option != values[name]])
                 values = self.space.change(values, name, value, rng)
         return values
+
+
+def random_values(space: SearchSpace, rng: random.Random) -> Values:
+    """Normal values of a random architecture, every operation first by its kind and then by its parameters."""
+    return space.normalize({name: _draw(options, rng) for name, options in space.choices.items()})
 
 
 def _rescale(scores: np.ndarray) -> np.ndarray:
