@@ -81,9 +81,9 @@ def head_label(operation: OperationSpec, layer: LayerSpec) -> Label:
     raise TypeError(f"no label for {type(operation).__name__}")
 
 
-def layer_labels(layer: LayerSpec) -> tuple[Label, ...]:
-    """Labels of the heads and of the feed-forward layers, in the order of the layer."""
-    return tuple(label for block, _ in _blocks(layer, "chain", head_label) for label in block)
+def layer_labels(layer: LayerSpec, topology: Topology = "chain") -> tuple[Label, ...]:
+    """Labels of the vertices of a layer, in their order."""
+    return tuple(label for block, _ in _blocks(layer, topology, head_label) for label in (*block, ADD_NORM))
 
 
 def label_order(label: Label) -> tuple:
@@ -205,9 +205,11 @@ class GraphBatch:
     num_layers: np.ndarray
 
     @classmethod
-    def build(cls, architectures: Sequence[Sequence[LayerSpec]], ranks: Mapping[Label, int]) -> "GraphBatch":
+    def build(
+        cls, architectures: Sequence[Sequence[LayerSpec]], ranks: Mapping[Label, int], topology: Topology = "chain"
+    ) -> "GraphBatch":
         """Graphs of architectures whose heads are sorted by rank, padded to the largest."""
-        blocks = {layer: _LayerBlock(layer, ranks) for layers in architectures for layer in layers}
+        blocks = {layer: _LayerBlock(layer, ranks, topology) for layers in architectures for layer in layers}
         sizes = [2 + sum(len(blocks[layer].labels) for layer in layers) for layers in architectures]
         num_edges = [1 + sum(len(blocks[layer].edges) for layer in layers) for layers in architectures]
         depth, count = max(map(len, architectures)), len(architectures)
@@ -260,15 +262,16 @@ class GraphBatch:
 class _LayerBlock:
     """The part of a graph that a layer makes: ranks, roles and places of its vertices, and its edges.
 
-    Vertex 0 of the edges is the o before the layer, 1 the first vertex of the layer.
+    Vertex 0 of the edges is the o before the layer, 1 the first vertex of the layer. The add_norms that the residual
+    topology has between feed-forward layers belong to their chain.
     """
 
-    def __init__(self, layer: LayerSpec, ranks: Mapping[Label, int]):
-        graph = architecture_graph([layer])
+    def __init__(self, layer: LayerSpec, ranks: Mapping[Label, int], topology: Topology):
+        graph = architecture_graph([layer], topology)
         vertices = graph.labels[1:-1]
         self.labels = [ranks[label] for label in vertices]
         self.edges = np.array(graph.edges[:-1])
-        heads, chain = layer.num_heads, len(layer.feed_forward)
+        heads, chain = layer.num_heads, len(vertices) - layer.num_heads - 2
         self.roles = [HEAD] * heads + [MIXED] + [FEED_FORWARD] * chain + [OUT]
         self.places = [*range(heads), 0, *range(chain), 0]
         self.groups = [

@@ -69,11 +69,11 @@ class Candidates:
                 chosen.append(row)
         return np.array(chosen, dtype=np.int64).reshape(-1, rows.shape[1])
 
-    def library(self, size: int, rng: np.random.Generator) -> np.ndarray:
-        """Up to `size` new and feasible rows, random ones where the space is not a finite list."""
-        rows = self.encoding.sample(size, rng) if self.finite is None else self.finite
+    def library(self, size: int) -> np.ndarray:
+        """New rows of the finite list, or of `size` random members of the space, which are always the same."""
+        rows = self.encoding.sample(size, np.random.default_rng(0)) if self.finite is None else self.finite
         rows = np.unique(rows, axis=0)
-        return rows[[row.tobytes() not in self.seen and self.feasible(row) for row in rows]]
+        return rows[[row.tobytes() not in self.seen for row in rows]]
 
     def _first_rows(self, parents: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if self.finite is not None:

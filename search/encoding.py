@@ -8,13 +8,16 @@ F features.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 
 import numpy as np
 
-from .search_space import SearchSpace, Value
+from .embedding import ArchitectureEmbedding
+from .search_space import Architecture, SearchSpace, Value
 
 
 _REFERENCE_MEMBERS = 512
+_EMBEDDING_EXAMPLES = 200
 
 
 class Encoding:
@@ -33,6 +36,7 @@ class Encoding:
         self.names = list(space.choices)
         self.num_values = np.array([len(values) for values in space.choices.values()])
         self._lookup = [{value: i for i, value in enumerate(values)} for values in space.choices.values()]
+        self._vectors: dict[bytes, np.ndarray] = {}
         self._lay_out_columns()
         reference = self._raw_features(self.sample(_REFERENCE_MEMBERS, np.random.default_rng(0)))
         self.blocks, self._shift, self._scale, start = {}, {}, {}, 0
@@ -155,3 +159,21 @@ class Encoding:
         weights = 4.0 * width**2 + 2 * width * 2**inner + (depth - 1) * 4**inner
         sizes = np.stack([np.log2(width), np.log2(heads), inner, np.log2(depth)], axis=-1) - self._typical
         return np.concatenate([sizes, operations], axis=-1), weights
+
+    # --- embedding ------------------------------------------------------------------------------------------------
+
+    def embed(self, indices: np.ndarray) -> np.ndarray:
+        """(N, D) vectors whose distances match edit distances, learnt from random members when first asked for."""
+        new = [row for row in np.unique(indices, axis=0) if row.tobytes() not in self._vectors]
+        vectors = self._embedding.transform(self._architectures(new))
+        self._vectors.update((row.tobytes(), vector) for row, vector in zip(new, vectors))
+        shape = (len(indices), self._embedding.dimensions)
+        return np.array([self._vectors[row.tobytes()] for row in indices]).reshape(shape)
+
+    @cached_property
+    def _embedding(self) -> ArchitectureEmbedding:
+        examples = self.sample(_EMBEDDING_EXAMPLES, np.random.default_rng(0))
+        return ArchitectureEmbedding.fit(self._architectures(examples))
+
+    def _architectures(self, indices: Iterable[np.ndarray]) -> list[Architecture]:
+        return [self.space.build(self.values(row)) for row in indices]

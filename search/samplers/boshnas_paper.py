@@ -1,9 +1,12 @@
 """BOSHNAS with the settings of the paper and its code (FlexiBERT, arXiv 2205.11656, Section 3.3, Algorithm 1).
 
-Constants and formulas are the original ones. Differences: see `neural_surrogate.py`; a library of random members of
-the space stands for the enumerated one, which large spaces do not allow; aleatoric uncertainty always counts in the
-bound, as in the paper's formula (the code adds it after convergence); a search has the number of trials it is given.
+Constants and formulas are the original ones, and architectures are points of Transformer2vec, its inductive form.
+Differences: see `neural_surrogate.py`; a library of random members of the space stands for the enumerated one, which
+large spaces do not allow; points are standardised; aleatoric uncertainty always counts in the bound, as in the paper's
+formula (the code adds it after convergence); a search has the number of trials it is given.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,31 +21,51 @@ INITIAL_TRIALS = 10
 UNCERTAINTY_PROBABILITY = 0.1
 DIVERSITY_PROBABILITY = 0.1
 RESTARTS = 10
-LIBRARY_SIZE = 1000
+LIBRARY_SIZE = 10_000
+"""The paper's first level has 9,312."""
 
 
 def propose(history, candidates: Candidates, rng: np.random.Generator):
     """A row to measure next, and what is believed of it; of several objectives the first alone counts."""
-    library = candidates.library(LIBRARY_SIZE, rng)
-    scores = history.scores[:, 0]
-    policy = rng.random()
-    if not len(library) or len(scores) < INITIAL_TRIALS or policy < DIVERSITY_PROBABILITY or np.ptp(scores) == 0:
-        return candidates.maximize(lambda rows: rng.random(len(rows)), history.indices[:0], rng), None
-    surrogate = BoshnasNetworks(seed=int(rng.integers(2**31)))
+    scores, policy = history.scores[:, 0], rng.random()
+    if len(scores) >= INITIAL_TRIALS and np.ptp(scores) > 0 and policy >= DIVERSITY_PROBABILITY:
+        explores = policy < DIVERSITY_PROBABILITY + UNCERTAINTY_PROBABILITY
+        proposal = _promising(history.indices, scores, candidates, explores, rng)
+        if proposal is not None:
+            return proposal
+    return candidates.maximize(lambda rows: rng.random(len(rows)), history.indices[:0], rng), None
+
+
+def _promising(
+    measured: np.ndarray, scores: np.ndarray, candidates: Candidates, explores: bool, rng: np.random.Generator
+):
+    """The library's most uncertain row, or the one with the highest bound near what was climbed to, with its belief;
+    None where nothing in the library is left that is feasible."""
+    library = candidates.library(LIBRARY_SIZE)
+    if not len(library):
+        return None
+    locate = _standardised(candidates.encoding.embed, library)
     low, spread = scores.min(), np.ptp(scores)
-    points = candidates.encoding.features(library)
-    center, scale = points.mean(0), np.maximum(points.std(0), 1e-3)
-    points = (points - center) / scale
-    measured = (candidates.encoding.features(history.indices) - center) / scale
-    surrogate.fit(measured, (scores - low) / spread)
-    if policy < DIVERSITY_PROBABILITY + UNCERTAINTY_PROBABILITY:
-        chosen = int(uncertainty(surrogate.predict(points)).argmax())
+    surrogate = BoshnasNetworks(seed=int(rng.integers(2**31)))
+    surrogate.fit(locate(measured), (scores - low) / spread)
+    if explores:
+        found = candidates.admitted(library, lambda rows: uncertainty(surrogate.predict(locate(rows))))
     else:
-        nearest = _nearest(points, _climb(surrogate, points, rng))
-        chosen = nearest[upper_confidence_bound(surrogate.predict(points[nearest])).argmax()]
-    belief = surrogate.predict(points[[chosen]])
+        points = locate(library)
+        near = library[_nearest(points, _climb(surrogate, points, rng))]
+        found = candidates.admitted(near, lambda rows: upper_confidence_bound(surrogate.predict(locate(rows))))
+    if not len(found):
+        return None
+    belief = surrogate.predict(locate(found[:1]))
     deviation = np.hypot(belief.aleatoric[0], belief.epistemic[0])
-    return library[chosen], (float(low + spread * belief.mean[0]), float(spread * deviation))
+    return found[0], (float(low + spread * belief.mean[0]), float(spread * deviation))
+
+
+def _standardised(embed: Callable[[np.ndarray], np.ndarray], library: np.ndarray):
+    """Rows -> points, which have mean 0 and variance 1 in each dimension over the library."""
+    points = embed(library)
+    center, scale = points.mean(0), np.maximum(points.std(0), 1e-3)
+    return lambda rows: (embed(rows) - center) / scale
 
 
 def _climb(surrogate: BoshnasNetworks, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
