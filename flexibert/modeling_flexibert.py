@@ -188,12 +188,9 @@ class FlexiBertPreTrainedModel(PreTrainedModel):
     }
 
     def __init__(self, config: FlexiBertConfig, *args, **kwargs):
+        self._masks_pairs = softmax_attention_only(config)
         # Flash attention takes no score bias, and nothing but softmax attention knows its unpadded batches.
-        self._supports_flash_attn = config.position_embedding_type != "relative_key" and all(
-            operation.op in ("self_attention", "attention_graph") and operation.scores_positions
-            for layer in config.layer_specs
-            for operation in layer.operations
-        )
+        self._supports_flash_attn = config.position_embedding_type != "relative_key" and self._masks_pairs
         super().__init__(config, *args, **kwargs)
 
     @torch.no_grad()
@@ -242,6 +239,10 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
         length, positions = shape[1], self.config.max_position_embeddings
         if length > positions and self.config.position_embedding_type != "rotary":
             raise ValueError(f"sequence length {length} exceeds max_position_embeddings {positions}")
+        if attention_mask is not None and attention_mask.dim() != 2 and not self._masks_pairs:
+            raise ValueError(
+                "attention_mask: (batch, length) is expected, for a layer has more than softmax attention"
+            )
         if position_ids is None:
             position_ids = torch.arange(length, device=device)[None]
 
@@ -289,6 +290,15 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
         whole = Packing((batch, length), torch.cat(indices))
         context = MixingContext(None, None, None, groups=tuple(groups))
         return whole.unpack(self.encode(whole.pack(hidden_states), context))
+
+
+def softmax_attention_only(config: FlexiBertConfig) -> bool:
+    """Whether every operation is a softmax over keys, which any mask of pairs of tokens can be applied to."""
+    return all(
+        operation.op in ("self_attention", "attention_graph") and operation.scores_positions
+        for layer in config.layer_specs
+        for operation in layer.operations
+    )
 
 
 def padding_mask(attention_mask: torch.Tensor | None, device) -> torch.Tensor | None:

@@ -184,7 +184,8 @@ class RelativeAttention(nn.Module):
     def forward(self, query, value, context: MixingContext, distance_embedding):
         """query, value (B, h, L, d) -> (B, h, L, d)."""
         if distance_embedding is None:
-            scores = query.new_zeros(*query.shape[:-1], query.shape[-2])
+            # A product, so that the query has a gradient, if only 0: data parallel training waits for all of them.
+            scores = torch.matmul(query, query.new_zeros(query.shape[-1], query.shape[-2]))
         else:
             scores = relative_scores(query, distance_embedding) * self.scaling
         if context.padding_mask is not None:

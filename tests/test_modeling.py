@@ -258,6 +258,18 @@ def test_a_row_of_padding_alone_stays_finite(backend, unpad_inputs):
     assert torch.isfinite(model(**inputs).last_hidden_state).all()
 
 
+def test_a_mask_of_pairs_reaches_softmax_attention_and_is_refused_elsewhere():
+    inputs = make_inputs(padding=True)
+    pairs = inputs["attention_mask"][:, None, None, :].bool().expand(-1, 1, inputs["input_ids"].shape[1], -1)
+    model = make_model(FlexiBertModel, SPECS["homogeneous"])
+    expected = model(**inputs).last_hidden_state
+    actual = model(**{**inputs, "attention_mask": pairs}).last_hidden_state
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(actual[real], expected[real], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match=r"attention_mask: \(batch, length\) is expected"):
+        make_model(FlexiBertModel, SPECS["fourier"])(**{**inputs, "attention_mask": pairs})
+
+
 @pytest.mark.parametrize("spec", ["homogeneous", "fourier", "cosine", "graph"])
 @every_position
 def test_splitting_a_group_changes_nothing(spec, positions):
@@ -313,6 +325,13 @@ def test_every_parameter_has_a_gradient(spec, head):
         assert grad is not None and torch.isfinite(grad).all(), name
         # Biases of keys move all scores of a row alike, so their gradient is zero up to rounding.
         assert grad.any() or grad.ndim == 1, name
+
+
+def test_every_parameter_has_a_gradient_without_a_table_of_positions():
+    """Data parallel training waits for gradients of all parameters."""
+    model = make_model(FlexiBertForMaskedLM, EVERY_OPERATION).train()
+    model(**make_inputs(FlexiBertForMaskedLM, labels=True, padding=True)).loss.backward()
+    assert [name for name, grad in gradients(model).items() if grad is None] == []
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`")  # its new name is younger than transformers 5.5
