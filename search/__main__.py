@@ -1,6 +1,7 @@
 """`python -m search`, `accelerate launch -m search` and `accelerate launch search`."""
 
 import sys
+import warnings
 from pathlib import Path
 
 
@@ -11,4 +12,6 @@ from search.cli import main  # noqa: E402
 
 
 if __name__ == "__main__":
+    # Without the file and the line of code, which tell a user nothing.
+    warnings.formatwarning = lambda message, *place, **more: f"search: warning: {message}\n"
     sys.exit(main())
