@@ -1,9 +1,11 @@
 """Speed and memory of encoders against transformers' model of the same shape, in one interleaved run.
 
     python benchmarks/model_speed.py [--shapes mini base] [--lengths 128 512] [--output FILE.json]
+    python benchmarks/model_speed.py --memory [--output FILE.json]
 
 Every row times our model and the peer alternately and gives the ratio of the medians (above 1: ours is faster). Peers
-run on sdpa where they have it. Peak memory is that of a process of its own for each model, above what it held before.
+run on sdpa where they have it. With `--memory` rows hold peak memory instead, that of a process of its own for each
+model, above what it held once the model was built (for training: gradients and activations).
 """
 
 import argparse
@@ -143,10 +145,6 @@ def compare_models(options) -> list[dict]:
                 ours, theirs = ours.to(options.device), theirs.to(options.device)
                 for dtype in (torch.float32, torch.bfloat16):
                     for train in (False, True):
-                        batch = max(1, TOKENS[shape] // length)
-                        steps = [step(model, train, dtype, batch, length) for model in (ours, theirs)]
-                        seconds = interleave(steps, options.repetitions)
-                        settings = (shape, length, train, dtype, options.device)
                         row = {
                             "model": name,
                             "peer": peer,
@@ -154,13 +152,18 @@ def compare_models(options) -> list[dict]:
                             "length": length,
                             "precision": str(dtype).removeprefix("torch."),
                             "step": "training" if train else "forward",
-                            "tokens_per_second": batch * length / seconds[0],
-                            "ratio": seconds[1] / seconds[0],
-                            "target": target,
                         }
                         if options.memory:
+                            settings = (shape, length, train, dtype, options.device)
                             row["memory_mib"] = peak_memory_mib("build_ours", (name, *settings))
                             row["peer_memory_mib"] = peak_memory_mib("build_peer", (peer, *settings))
+                        else:
+                            batch = max(1, TOKENS[shape] // length)
+                            steps = [step(model, train, dtype, batch, length) for model in (ours, theirs)]
+                            seconds = interleave(steps, options.repetitions)
+                            row["tokens_per_second"] = batch * length / seconds[0]
+                            row["ratio"] = seconds[1] / seconds[0]
+                            row["target"] = target
                         print_row(row)
                         rows.append(row)
     return rows
@@ -245,13 +248,16 @@ def compare_padding(options) -> list[dict]:
 
 
 def print_row(row: dict) -> None:
-    memory = f"{row['memory_mib']:6.0f} / {row['peer_memory_mib']:6.0f} MiB" if "memory_mib" in row else ""
-    print(
-        f"{row['model']:22} {row['peer']:16} {row['shape']:5} {row['length']:4} {row['precision']:9} {row['step']:18} "
-        f"{row['tokens_per_second']:9,.0f} tokens/s  ratio {row['ratio']:5.2f} (to reach {row['target']:.2f})  "
-        f"{memory}",
-        flush=True,
+    name = (
+        f"{row['model']:22} {row['peer']:16} {row['shape']:5} {row['length']:4} {row['precision']:9} {row['step']:18}"
     )
+    if "memory_mib" in row:
+        figures = f"{row['memory_mib']:6.0f} MiB, peer {row['peer_memory_mib']:6.0f} MiB"
+    else:
+        figures = (
+            f"{row['tokens_per_second']:9,.0f} tokens/s  ratio {row['ratio']:5.2f} (to reach {row['target']:.2f})"
+        )
+    print(name, figures, flush=True)
 
 
 def main() -> None:
@@ -259,12 +265,14 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--lengths", nargs="+", type=int, default=[128, 512])
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--memory", action="store_true", help="measure peak memory too, in processes of their own")
+    parser.add_argument("--memory", action="store_true", help="measure peak memory instead of speed")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.manual_seed(0)
-    rows = [*compare_models(options), compare_masked_lm(options), *compare_padding(options)]
+    rows = compare_models(options)
+    if not options.memory:
+        rows += [compare_masked_lm(options), *compare_padding(options)]
     if options.output:
         settings = {
             "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or "cpu",
