@@ -4,8 +4,8 @@
     python benchmarks/model_speed.py --memory [--output FILE.json]
 
 Every row times our model and the peer alternately and gives the ratio of the medians (above 1: ours is faster). Peers
-run on sdpa where they have it. With `--memory` rows hold peak memory instead, that of a process of its own for each
-model, above what it held once the model was built (for training: gradients and activations).
+run on sdpa where they have it. With `--memory` rows hold the peak memory of a float32 training step instead (gradients
+and activations): that of a process of its own for each model, above what it held once the model was built.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SHAPES = {
     "mini": {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
     "base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
 }
-TOKENS = {"mini": 4096, "base": 1024}
+TOKENS = {"mini": 4096, "base": 512}
 """Tokens per batch."""
 
 PEERS = {
@@ -143,8 +143,8 @@ def compare_models(options) -> list[dict]:
             for length in options.lengths:
                 ours, theirs = (build(n, shape, length) for build, n in ((build_ours, name), (build_peer, peer)))
                 ours, theirs = ours.to(options.device), theirs.to(options.device)
-                for dtype in (torch.float32, torch.bfloat16):
-                    for train in (False, True):
+                for dtype in (torch.float32,) if options.memory else (torch.float32, torch.bfloat16):
+                    for train in (True,) if options.memory else (False, True):
                         row = {
                             "model": name,
                             "peer": peer,
