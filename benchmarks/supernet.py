@@ -159,13 +159,7 @@ def ranking(options) -> dict:
         results["members"].append(member)
         results["agreement"] = {name: agreement(results["members"], name) for name in ("inherited", "brief")}
         replace_file(options.output, json.dumps(results, indent=1))
-        print(
-            number,
-            [op["op"][0] + str(op.get("kernel_size", "")) for la in member["layers"] for op in la["operations"]],
-            {k: round(v, 3) for k, v in member["loss"].items()},
-            {k: round(v, 2) for k, v in member["seconds"].items()},
-            flush=True,
-        )
+        print(number, {name: round(loss, 3) for name, loss in member["loss"].items()}, member["seconds"], flush=True)
     for name, values in results["agreement"].items():
         print(name, values)
     return results
@@ -200,15 +194,14 @@ def agreement(members: Sequence[dict], name: str) -> dict:
 
 # --- policies -----------------------------------------------------------------------------------------------------
 
+ROUNDS = {"name": "opnas", "population": 20, "parents": 3, "children": 2}
 POLICIES = {
-    "opnas": {"name": "opnas", "alpha": 0.1, "temperature": 0.05, "tied_positions": True},
-    "plain-evolution": {"name": "opnas", "alpha": float("inf")},
-    "regularised-evolution": {"name": "evolution", "tournament": 5},
+    "opnas": {**ROUNDS, "alpha": 0.1, "temperature": 0.05, "tied_positions": True},
+    "plain-evolution": {**ROUNDS, "alpha": float("inf")},
+    "regularised-evolution": {"name": "evolution", "population": 20, "tournament": 5},
     "random": {"name": "random"},
 }
 """Samplers and their options: OP-NAS as in the recipe `autobert_zero_tiny`, and the same without its priorities."""
-
-POPULATION = {"opnas": {"population": 20, "parents": 3, "children": 2}, "evolution": {"population": 20}}
 
 
 def policies(options) -> dict:
@@ -238,8 +231,7 @@ def policies(options) -> dict:
 
 def search(space: SearchSpace, sampler: dict, seed: int, evaluations: int, score: Callable) -> list[float]:
     """Scores of one search, in order."""
-    options = {**sampler, **POPULATION.get(sampler["name"], {})}
-    study = optuna.create_study(direction="maximize", sampler=create_sampler(options, space, seed))
+    study = optuna.create_study(direction="maximize", sampler=create_sampler(sampler, space, seed))
     study.optimize(lambda trial: score(space.suggest(trial)), n_trials=evaluations)
     return [trial.value for trial in study.get_trials(deepcopy=False)]
 

@@ -12,6 +12,7 @@ _MODULES = {
     "OpNasSampler": "samplers.op_nas",
     "Search": "study",
     "SearchSpace": "search_space",
+    "SuperNetwork": "supernet",
     "Surrogate": "surrogate",
     "UserError": "errors",
     "load_recipe": "recipe",

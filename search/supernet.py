@@ -19,7 +19,7 @@ import json
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.func import functional_call
+from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import MaskedLMOutput
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
@@ -96,7 +97,7 @@ class SuperNetwork(nn.Module):
         self.fields = dict(fields)
         self.shared = nn.ParameterDict()
         # A candidate runs on modules without weights. Few are kept: micro-batches and validation come back soon.
-        self._skeleton = lru_cache(maxsize=4)(self._build_skeleton)
+        self._skeleton = lru_cache(maxsize=4)(partial(self._build, device="meta"))
         kernels = []
         for piece, parameter in self._first_weights():
             key = _key(piece.name)
@@ -135,7 +136,7 @@ class SuperNetwork(nn.Module):
     def extract(self, layers: Architecture) -> FlexiBertForMaskedLM:
         """A member of the space as an ordinary model with weights of its own and the same outputs."""
         slices = self.slices(layers)
-        model = FlexiBertForMaskedLM(self.config(layers))
+        model = self._build(layers)
         for name, parameter in model.named_parameters():
             parameter.copy_(slices[name])
         return model
@@ -203,10 +204,12 @@ class SuperNetwork(nn.Module):
             changes["pad_token_id"] = 0
         return FlexiBertForMaskedLM(FlexiBertConfig(**{**self.fields, **changes}))
 
-    def _build_skeleton(self, layers: Architecture) -> FlexiBertForMaskedLM:
-        config = self.config(layers)
-        with torch.device("meta"):
-            return FlexiBertForMaskedLM(config)
+    def _build(self, layers: Architecture, device: str | None = None) -> FlexiBertForMaskedLM:
+        """A member whose parameters nobody has filled yet."""
+        with no_init_weights(), torch.device(device or torch.get_default_device()):
+            model = FlexiBertForMaskedLM(self.config(layers))
+        model.tie_weights()
+        return model
 
     # --- where the parameters of candidates lie -------------------------------------------------------------------
 
