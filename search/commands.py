@@ -32,6 +32,7 @@ from .evaluator import LATENCY, SCORE, Evaluator, build_config, pretraining_card
 from .files import replace_file, replace_folder
 from .finetuning import FinetuningBudget
 from .finetuning_runs import finetune_tasks, summarize
+from .hierarchy import levels
 from .metrics import GLUE_TASKS, RULES, average
 from .pretraining import pretrain
 from .progress import RunProgress, duration
@@ -51,6 +52,8 @@ def run(options) -> None:
     if recipe.space is None:
         raise UserError(f"recipe {options.recipe} has no space to search; it is for the command pretrain")
     create_sampler(recipe.sampler, recipe.space, seed=0)  # an unknown name shall not wait for the data
+    if recipe.hierarchy:
+        levels(recipe.space)  # nor a space without any
     folder = Path(options.runs) / (options.name or Path(options.recipe).stem)
     accelerator = start(options, folder)
     objectives = choose_objectives(options.objectives)
@@ -74,6 +77,7 @@ def run(options) -> None:
             feasible=limits(evaluator, options),
             find_source=evaluator.find_source if recipe.transfer != "none" else None,
             after_trial=lambda trial, trial_folder: keep_best(study, trial, trial_folder, folder),
+            hierarchy=recipe.hierarchy,
         )
         search.run(recipe.trials)
     if accelerator.is_main_process:

@@ -31,6 +31,7 @@ from ..acquisition import log_expected_improvement, upper_confidence_bound
 from ..candidates import Candidates
 from ..encoding import Encoding
 from ..errors import UserError
+from ..graph_encoding import GraphEncoding
 from ..search_space import Architecture, SearchSpace
 from ..surrogate import GaussianProcess, Prediction, RobustScale
 from . import boshnas_paper
@@ -80,8 +81,7 @@ class BoshnasSampler(optuna.samplers.BaseSampler):
         feasible: Tells of an architecture whether it may be proposed (size, latency); all may where it is None.
 
     Raises:
-        UserError: The space has searched graphs, a candidate is not in the space, there is none, or (on sampling)
-            no architecture is feasible.
+        UserError: A candidate is not in the space, there is none, or (on sampling) no architecture is feasible.
     """
 
     def __init__(
@@ -95,14 +95,10 @@ class BoshnasSampler(optuna.samplers.BaseSampler):
     ):
         if preset not in PRESETS:
             raise UserError(f"preset: {preset!r} is not accepted, known: {', '.join(PRESETS)}")
-        if space.graph_space is not None:
-            raise UserError(
-                "boshnas: the space has searched graphs, which it has no features for; use the sampler opnas"
-            )
         self.space = space
         self.preset = preset
         self.seed = random.SystemRandom().getrandbits(32) if seed is None else seed
-        self.encoding = Encoding(space)
+        self.encoding = Encoding(space) if space.graph_space is None else GraphEncoding(space)
         self.candidates = None if candidates is None else self._encode(candidates)
         self.feasible = feasible
         self._feasibility: dict[bytes, bool] = {}
