@@ -10,8 +10,8 @@ space (Serianni and Kalita 2023), noiselessly. An encoder that is proposed twice
 
 Runs are paired: one seed means one stream of random numbers for all policies. The output file is {"mode", "table",
 "policies": {name: {"scores": [[score of each evaluation in order] for each seed], "seconds": [policy time for each
-seed]}}}; seconds are processor time of
-proposing alone, not of measuring. Results and what they mean: `benchmarks/results/README.md`.
+seed]}}}; seconds are processor time of proposing alone, not of measuring. It is written after every run, and policies
+that it holds from an earlier start are kept. Results and what they mean: `benchmarks/results/README.md`.
 """
 
 import argparse
@@ -315,10 +315,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--table: {error}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     results = {"mode": options.mode, "table": options.table.name, "policies": {}}
+    if options.output.exists():
+        earlier = json.loads(options.output.read_text(encoding="utf-8"))
+        if any(earlier.get(key) != results[key] for key in ("mode", "table")):
+            parser.error(f"--output: {options.output} holds results of another mode or table")
+        results = earlier
     for name in names:
-        runs = [run(POLICIES[name], problem, seed, options.evaluations) for seed in range(options.seeds)]
-        results["policies"][name] = {"scores": [scores for scores, _ in runs], "seconds": [s for _, s in runs]}
-        options.output.write_text(json.dumps(results), encoding="utf-8")
+        runs = []
+        for seed in range(options.seeds):
+            runs.append(run(POLICIES[name], problem, seed, options.evaluations))
+            results["policies"][name] = {"scores": [scores for scores, _ in runs], "seconds": [s for _, s in runs]}
+            options.output.write_text(json.dumps(results), encoding="utf-8")
         print(f"{name}: {summary(runs, problem)}", flush=True)
     return 0
 

@@ -26,42 +26,62 @@ from search.surrogate import GaussianProcess, RobustScale  # noqa: E402
 
 COUNTS = (20, 50, 100)
 
+Features = Callable[[np.ndarray], np.ndarray]
+"""Rows (N, P) -> (N, F)."""
+
 Ranker = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(known rows, their scores, unknown rows) -> predictions for the latter."""
 
 
 def rankers(encoding: Encoding) -> dict[str, Ranker]:
     """Surrogates by name, with what they see of an encoder and of a score."""
-    members = encoding.features(encoding.sample(1000, np.random.default_rng(0)))
+    members = encoding.sample(1000, np.random.default_rng(0))
 
-    def standardised(rows: np.ndarray) -> np.ndarray:
-        return (encoding.features(rows) - members.mean(0)) / np.maximum(members.std(0), 1e-3)
+    def standardised(features: Features) -> Features:
+        center, scale = features(members).mean(0), np.maximum(features(members).std(0), 1e-3)
+        return lambda rows: (features(rows) - center) / scale
 
-    def gaussian_process(known: np.ndarray, values: np.ndarray, unknown: np.ndarray) -> np.ndarray:
-        surrogate = GaussianProcess(encoding.blocks)
-        surrogate.fit(encoding.features(known), values)
-        return surrogate.predict(encoding.features(unknown)).mean
+    transformer2vec = standardised(encoding.embed)
+    position = encoding.blocks["position"].start
 
-    def networks(known: np.ndarray, scores: np.ndarray, unknown: np.ndarray) -> np.ndarray:
-        surrogate = BoshnasNetworks()
-        surrogate.fit(standardised(known), (scores - scores.min()) / np.ptp(scores))
-        return surrogate.predict(standardised(unknown)).mean
+    def embedded(rows: np.ndarray) -> np.ndarray:
+        """Transformer2vec instead of the description unit by unit, its variances summing to 1 as well."""
+        vectors = transformer2vec(rows)
+        return np.hstack([encoding.features(rows)[:, :position], vectors / vectors.shape[1] ** 0.5])
+
+    def gaussian_process(features: Features, scale: Callable[[np.ndarray], np.ndarray]) -> Ranker:
+        def predict(known: np.ndarray, scores: np.ndarray, unknown: np.ndarray) -> np.ndarray:
+            surrogate = GaussianProcess({**encoding.blocks, "position": slice(position, None)})
+            surrogate.fit(features(known), scale(scores))
+            return surrogate.predict(features(unknown)).mean
+
+        return predict
+
+    def networks(features: Features) -> Ranker:
+        def predict(known: np.ndarray, scores: np.ndarray, unknown: np.ndarray) -> np.ndarray:
+            surrogate = BoshnasNetworks()
+            surrogate.fit(features(known), (scores - scores.min()) / np.ptp(scores))
+            return surrogate.predict(features(unknown)).mean
+
+        return predict
 
     def forest(known: np.ndarray, scores: np.ndarray, unknown: np.ndarray) -> np.ndarray:
         model = RandomForestRegressor(100, random_state=0)
         return model.fit(one_hot(encoding, known), scores).predict(one_hot(encoding, unknown))
 
-    def robust(known: np.ndarray, scores: np.ndarray, unknown: np.ndarray) -> np.ndarray:
-        return gaussian_process(known, RobustScale(scores).transform(scores), unknown)
+    def robust(scores: np.ndarray) -> np.ndarray:
+        return RobustScale(scores).transform(scores)
 
-    def standard(known: np.ndarray, scores: np.ndarray, unknown: np.ndarray) -> np.ndarray:
-        return gaussian_process(known, (scores - scores.mean()) / scores.std(), unknown)
+    def standard(scores: np.ndarray) -> np.ndarray:
+        return (scores - scores.mean()) / scores.std()
 
     return {
-        "Gaussian process, robust scale (default)": robust,
-        "Gaussian process, standardised scores": standard,
+        "Gaussian process, robust scale (default)": gaussian_process(encoding.features, robust),
+        "Gaussian process, standardised scores": gaussian_process(encoding.features, standard),
+        "Gaussian process, Transformer2vec for the position": gaussian_process(embedded, robust),
         "forest on one-hot features": forest,
-        "networks (paper)": networks,
+        "networks on Transformer2vec (paper)": networks(transformer2vec),
+        "networks on our features": networks(standardised(encoding.features)),
     }
 
 

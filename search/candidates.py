@@ -69,10 +69,9 @@ class Candidates:
                 chosen.append(row)
         return np.array(chosen, dtype=np.int64).reshape(-1, rows.shape[1])
 
-    def library(self, size: int) -> np.ndarray:
-        """New rows of the finite list, or of `size` random members of the space, which are always the same."""
-        rows = self.encoding.sample(size, np.random.default_rng(0)) if self.finite is None else self.finite
-        rows = np.unique(rows, axis=0)
+    def library(self) -> np.ndarray:
+        """New rows of the finite list, or of a large random part of the space that is always the same."""
+        rows = np.unique(self.encoding.library if self.finite is None else self.finite, axis=0)
         return rows[[row.tobytes() not in self.seen for row in rows]]
 
     def _first_rows(self, parents: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -190,6 +190,13 @@ def _add_run(commands) -> None:
     )
     parser.add_argument("--sampler", default=argparse.SUPPRESS, help=f"name, see the command list (default: {RECIPE})")
     parser.add_argument(
+        "--hierarchy",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="search level by level, each between the best of those before: stacks of two equal layers, single "
+        f"layers, mixed feed-forward widths, mixed heads (default: {RECIPE})",
+    )
+    parser.add_argument(
         "--transfer",
         choices=("none", "ordered", "random_projection"),
         default=argparse.SUPPRESS,

@@ -32,6 +32,7 @@ from .evaluator import LATENCY, SCORE, Evaluator, build_config, model_fields, pr
 from .files import replace_file, replace_folder
 from .finetuning import FinetuningBudget
 from .finetuning_runs import finetune_tasks, summarize
+from .hierarchy import levels
 from .metrics import GLUE_TASKS, RULES, average
 from .pretraining import pretrain
 from .progress import RunProgress, duration
@@ -57,6 +58,8 @@ def run(options) -> None:
         raise UserError("--evaluator supernet and --supernet DIR go together")
     if options.supernet is not None and recipe.transfer != "none":
         raise UserError("--transfer: candidates start either from a super-network or from trained encoders")
+    if recipe.hierarchy:
+        levels(recipe.space)  # nor a space without any
     folder = Path(options.runs) / (options.name or Path(options.recipe).stem)
     accelerator = start(options, folder)
     objectives = choose_objectives(options.objectives)
@@ -85,6 +88,7 @@ def run(options) -> None:
             feasible=limits(evaluator, options),
             find_source=evaluator.find_source if recipe.transfer != "none" else None,
             after_trial=after_trial,
+            hierarchy=recipe.hierarchy,
         )
         if accelerator.is_main_process:
             evaluator.update(study)

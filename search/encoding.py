@@ -18,6 +18,7 @@ from .search_space import Architecture, SearchSpace, Value
 
 _REFERENCE_MEMBERS = 512
 _EMBEDDING_EXAMPLES = 200
+_LIBRARY_SIZE = 10_000
 
 
 class Encoding:
@@ -72,6 +73,8 @@ class Encoding:
                                        for label in labels], dtype=float)  # fmt: skip
         self._numbers = np.zeros((len(self.names), self.num_values.max()), dtype=np.int64)
         for name, c in column.items():
+            if ".graph." in name:
+                continue
             values = [labels.index(v) if isinstance(v, str) else v for v in choices[name]]
             self._numbers[c, : len(values)] = values
         parts = (self._width, self._heads, self._inner_sizes[:, 0], self._inner_depth)
@@ -160,7 +163,12 @@ class Encoding:
         sizes = np.stack([np.log2(width), np.log2(heads), inner, np.log2(depth)], axis=-1) - self._typical
         return np.concatenate([sizes, operations], axis=-1), weights
 
-    # --- embedding ------------------------------------------------------------------------------------------------
+    # --- library and embedding ------------------------------------------------------------------------------------
+
+    @cached_property
+    def library(self) -> np.ndarray:
+        """(10,000, P) random members of the space, always the same, some perhaps twice."""
+        return self.sample(_LIBRARY_SIZE, np.random.default_rng(0))
 
     def embed(self, indices: np.ndarray) -> np.ndarray:
         """(N, D) vectors whose distances match edit distances, learnt from random members when first asked for."""
@@ -172,8 +180,7 @@ class Encoding:
 
     @cached_property
     def _embedding(self) -> ArchitectureEmbedding:
-        examples = self.sample(_EMBEDDING_EXAMPLES, np.random.default_rng(0))
-        return ArchitectureEmbedding.fit(self._architectures(examples))
+        return ArchitectureEmbedding.fit(self._architectures(self.library[:_EMBEDDING_EXAMPLES]))
 
     def _architectures(self, indices: Iterable[np.ndarray]) -> list[Architecture]:
         return [self.space.build(self.values(row)) for row in indices]

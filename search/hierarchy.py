@@ -2,22 +2,15 @@
 
 Level by level, stacks of two equal layers become single layers, then hidden feed-forward layers of one layer may
 differ in width, then heads of one layer in operation (FlexiBERT 2). A level does not search its space at large but
-interpolates: whatever stands at a place in one of the best architectures of the level before may stand there, in all
-combinations.
-
-Typical use, with one study per level:
-
-    spaces = levels(space)
-    study.optimize(lambda trial: evaluate(spaces[0].suggest(trial)), n_trials=50)
-    finer = interpolate(spaces[1], best_architectures(study, spaces[0]))
+interpolates: whatever stands at a place in one of the best architectures of the levels before may stand there, in all
+combinations. `samplers/hierarchical.py` searches so.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-import optuna
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial
 
 from .errors import UserError
 from .search_space import Architecture, SearchSpace, Value
@@ -32,8 +25,11 @@ def levels(space: SearchSpace) -> list[SearchSpace]:
     left out: homogeneous feed-forwards and heads are one level where `space` has no mixed ones.
 
     Raises:
-        UserError: The space is restricted, or no depth is even, so that layers cannot be stacked in pairs.
+        UserError: The space is restricted, has searched graphs, or has no even depth, so that layers cannot be stacked
+            in pairs.
     """
+    if space.graph_space is not None:
+        raise UserError("hierarchy: the space has searched graphs, which have no coarser levels")
     if space.restrictions:
         raise UserError("hierarchy: expected a space without restrictions")
     finest = [dataclasses.replace(space, mixed_feed_forward=False, mixed_heads=False)]
@@ -49,10 +45,11 @@ def levels(space: SearchSpace) -> list[SearchSpace]:
     return [dataclasses.replace(finest[0], num_layers=paired, layers_per_stack=2), *finest]
 
 
-def best_architectures(study: optuna.Study, space: SearchSpace, count: int = TOP_ARCHITECTURES) -> list[Architecture]:
-    """The best different architectures of a study's finished trials, by its first objective, best first."""
-    sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+def best_architectures(
+    trials: Iterable[FrozenTrial], space: SearchSpace, direction: StudyDirection, count: int = TOP_ARCHITECTURES
+) -> list[Architecture]:
+    """The best different architectures of finished trials, by their first value, best first."""
+    sign = -1 if direction == StudyDirection.MAXIMIZE else 1
     ranked = sorted(trials, key=lambda trial: (sign * trial.values[0], trial.number))
     return list(dict.fromkeys(space.build(trial.params) for trial in ranked))[:count]
 

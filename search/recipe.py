@@ -26,6 +26,7 @@ class Recipe:
         space: What may be searched; None in recipes that only say how to pretrain.
         sampler: Name of a sampler, and its options.
         trials: How many different architectures to train.
+        hierarchy: Whether to search level by level, from stacks of equal layers to the whole space.
         tasks: Whose mean primary metric is the score; none scores by masked token accuracy.
         corpus: Where the text comes from, None for the embedded one; `corpus_config` names a configuration of it.
         tokenizer: Folder or Hub id, None to train one of `vocab_size` on the corpus.
@@ -39,6 +40,7 @@ class Recipe:
     space: SearchSpace | None = None
     sampler: Mapping[str, Any] = field(default_factory=lambda: {"name": "tpe"})
     trials: int = 20
+    hierarchy: bool = False
     tasks: tuple[str, ...] = ("word_order", "next_sentence")
     corpus: str | None = None
     corpus_config: str | None = None

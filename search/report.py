@@ -114,6 +114,7 @@ def _markdown(study: optuna.Study, results: Sequence[Result], pictures: Sequence
         sections += _best_section(ranked(study, results)[0])
         sections += [f"![{CAPTIONS[name]}]({name}.png)" for name in pictures]
         sections += _front_section(study, results)
+        sections += _level_section(study, results)
         sections += ["## All trials, best first", _result_table(study, ranked(study, results))]
     else:
         sections.append("No trial has completed with a score, so there is nothing to rank yet.")
@@ -141,6 +142,16 @@ def _front_section(study: optuna.Study, results: Sequence[Result]) -> list[str]:
         return ["## Pareto front", f"No trial has what the front needs: {names}."]
     text = f"No other trial is at least as good in each of these and better in one: {names}."
     return ["## Pareto front", text, _result_table(study, members)]
+
+
+def _level_section(study: optuna.Study, results: Sequence[Result]) -> list[str]:
+    """What each level of a hierarchical search found; nothing for others."""
+    rows = []
+    for level in sorted({result.level for result in results if result.level is not None}):
+        members = ranked(study, [result for result in results if result.level == level])
+        rows.append((level, len(members), members[0].score, members[0].number))
+    header = ("level", "trials", f"best {describe.label(objective_names(study)[0])}", "in trial")
+    return ["## Levels", describe.table(header, rows)] if rows else []
 
 
 def _result_table(study: optuna.Study, results: Sequence[Result]) -> str:

@@ -2,8 +2,9 @@
 
 A completed trial carries its score as its first value and, as user attributes, "layers" (the layers as plain data),
 "fingerprint", "metrics" (a flat dictionary with units in the names) and possibly "duplicate_of" (the number of the
-trial that it repeats; such trials are left out) and "prediction" ({"mean", "standard_deviation"}: what the sampler
-believed about the score before the trial). A failed trial may say why in "failure".
+trial that it repeats; such trials are left out), "prediction" ({"mean", "standard_deviation"}: what the sampler
+believed about the score before the trial) and "level" (of a hierarchical search, from 1). A failed trial may say why
+in "failure".
 """
 
 import math
@@ -44,6 +45,7 @@ class Result:
     fingerprint: str
     metrics: dict[str, float]
     prediction: dict[str, float] | None
+    level: int | None
 
     @property
     def score(self) -> float:
@@ -181,6 +183,7 @@ def _result(trial: FrozenTrial) -> Result:
         fingerprint=attributes["fingerprint"],
         metrics=attributes.get("metrics", {}),
         prediction=prediction,
+        level=attributes.get("level"),
     )
 
 

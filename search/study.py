@@ -29,6 +29,7 @@ from .graph_function import function_fingerprint
 from .pretraining import TrainingDiverged
 from .progress import RunProgress
 from .samplers import Feasible, create_sampler
+from .samplers.hierarchical import HierarchicalSampler
 from .search_space import Architecture, SearchSpace
 
 
@@ -145,7 +146,8 @@ def retry_interrupted(study: optuna.Study) -> int:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if is_gone(trial.user_attrs.get("worker", {})):
             study.tell(trial.number, state=TrialState.FAIL)
-            study.enqueue_trial(trial.params)
+            level = {name: value for name, value in trial.user_attrs.items() if name == "level"}
+            study.enqueue_trial(trial.params, user_attrs=level)
             count += 1
     return count
 
@@ -164,6 +166,7 @@ class Search:
         feasible: Which architectures keep within the limits of the search; others are passed over.
         find_source: Chooses the trained encoder that a candidate starts from; none does where it is None.
         after_trial: Called on the main process with every trial that trained an architecture and its folder.
+        hierarchy: Whether to search level by level, see `HierarchicalSampler`.
     """
 
     def __init__(
@@ -180,6 +183,7 @@ class Search:
         feasible: Feasible | None = None,
         find_source: FindSource | None = None,
         after_trial: Callable[[FrozenTrial, Path], None] | None = None,
+        hierarchy: bool = False,
     ):
         self.study = study
         self.space = space
@@ -193,6 +197,7 @@ class Search:
         self.feasible = feasible
         self.find_source = find_source
         self.after_trial = after_trial
+        self.hierarchy = hierarchy
 
     def run(self, trials: int) -> None:
         """Works until the study has so many finished trials, its own and other workers' together."""
@@ -213,7 +218,7 @@ class Search:
         failures = repeats = 0
         while (done := len(finished(self.study))) < min(trials, self.space.size() or trials):
             seed = self.seed + 1000 * (done + len(diverged(self.study))) + repeats
-            self.study.sampler = create_sampler(self.sampler, self.space, seed, self.feasible)
+            self.study.sampler = self._create_sampler(seed, trials)
             if repeats >= MAX_REPEATS and not self._enqueue_unseen(seed):
                 self.progress.say("the sampler finds nothing new in this space; stopping early")
                 break
@@ -233,6 +238,14 @@ class Search:
                 raise UserError(f"{failures} trials in a row failed, the last one: {trial.user_attrs['failure']}")
         if self.space.size() is not None and trials > self.space.size():
             self.progress.say(f"the space has {self.space.size()} architectures, all of them are trained")
+
+    def _create_sampler(self, seed: int, trials: int) -> optuna.samplers.BaseSampler:
+        def create(space: SearchSpace) -> optuna.samplers.BaseSampler:
+            return create_sampler(self.sampler, space, seed, self.feasible)
+
+        if self.hierarchy:
+            return HierarchicalSampler(self.space, create, trials, seed, self.feasible)
+        return create(self.space)
 
     def _objective(self, trial: optuna.Trial) -> list[float]:
         trial.set_user_attr("worker", this_worker())

@@ -96,7 +96,7 @@ def test_a_study_climbs_the_levels():
         study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
         study.optimize(lambda trial: score(space.suggest(trial)), n_trials=15)  # noqa: B023
         best.append(study.best_value)
-        top = best_architectures(study, space)
+        top = best_architectures(study.trials, space, study.direction)
         assert score(top[0]) == study.best_value
         assert len(set(top)) == len(top) <= 5
         if finer is not None:
@@ -107,7 +107,9 @@ def test_a_study_climbs_the_levels():
 def test_best_architectures_respect_the_direction():
     study = optuna.create_study(direction="minimize", sampler=optuna.samplers.RandomSampler(seed=0))
     study.optimize(lambda trial: len(SPACE.suggest(trial)), n_trials=10)
-    assert len(best_architectures(study, SPACE)[0]) == min(trial.value for trial in study.trials)
+    assert len(best_architectures(study.trials, SPACE, study.direction)[0]) == min(
+        trial.value for trial in study.trials
+    )
 
 
 def test_bad_input_is_named():

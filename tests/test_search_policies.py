@@ -74,6 +74,7 @@ def test_the_oracle_answers_for_the_space(table, tmp_path):
     first = compare(table, tmp_path, "oracle", "boshnas,random")
     second = compare(table, tmp_path, "oracle", "random")
     assert first["policies"]["random"]["scores"] == second["policies"]["random"]["scores"]  # runs repeat
+    assert first["policies"]["boshnas"] == second["policies"]["boshnas"]  # and are kept
     _, scores = read_table(table)
     best = max(max(run) for run in first["policies"]["boshnas"]["scores"])
     assert scores.max() - 1 < best <= scores.max()
@@ -97,6 +98,10 @@ def test_messages(table, tmp_path, capsys):
     with pytest.raises(SystemExit):
         compare(tmp_path / "absent.json", tmp_path, "pool", "random")
     assert "absent.json" in capsys.readouterr().err
+    (tmp_path / "pool.json").write_text('{"mode": "oracle", "policies": {}}', encoding="utf-8")
+    with pytest.raises(SystemExit):
+        compare(table, tmp_path, "pool", "random")
+    assert "pool.json holds results of another mode or table" in capsys.readouterr().err
     broken = tmp_path / "broken.json"
     broken.write_text(json.dumps([{"hidden_size": 128, "layers": []}]), encoding="utf-8")
     with pytest.raises(UserError, match=r"broken.json\[0\]"):

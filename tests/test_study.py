@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,10 +15,12 @@ import pytest
 from accelerate import Accelerator
 from optuna.trial import TrialState
 
-from flexibert.spec import fingerprint
+from flexibert.spec import fingerprint, parse_layers
 from search.errors import UserError
+from search.hierarchy import interpolate, levels
 from search.pretraining import TrainingDiverged
 from search.progress import RunProgress
+from search.report import write_report
 from search.samplers import SAMPLERS, create_sampler
 from search.search_space import SearchSpace
 from search.study import Search, best_trial, finished, open_study, retry_interrupted
@@ -173,6 +176,97 @@ def test_unknown_sampler_and_option_are_named():
     with pytest.raises(UserError, match="sampler tpe has no option 'startup', known: n_startup_trials"):
         create_sampler({"name": "tpe", "startup": 3}, space, 0)
 
+
+# --- hierarchy ----------------------------------------------------------------------------------------------------
+
+DEEP = {
+    **SPACE,
+    "num_layers": [2, 4],
+    "num_heads": [2, 4],
+    "feed_forward_depth": [1, 2],
+    "mixed_feed_forward": True,
+    "mixed_heads": True,
+}
+
+
+def levels_of(study):
+    return [trial.user_attrs["level"] for trial in finished(study)]
+
+
+def layers_of(trial):
+    return parse_layers(trial.user_attrs["layers"])
+
+
+@pytest.mark.parametrize("sampler", ["boshnas", "tpe"])
+def test_levels_share_the_trials_and_lie_between_the_best_of_those_before(tmp_path, sampler):
+    evaluate = Recorder()
+    search = make_search(tmp_path, evaluate, sampler, DEEP, hierarchy=True)
+    search.run(24)
+    assert levels_of(search.study) == [1 + number // 6 for number in range(24)]
+    assert len(set(evaluate.seen)) == 24
+    spaces = levels(search.space)
+    for level, space in enumerate(spaces, start=1):
+        trials = [trial for trial in finished(search.study) if trial.user_attrs["level"] == level]
+        if level > 1:
+            before = [trial for trial in finished(search.study) if trial.user_attrs["level"] < level]
+            best = sorted(before, key=lambda trial: -trial.values[0])[:5]
+            space = interpolate(space, [layers_of(trial) for trial in best])
+        assert all(layers_of(trial) in space for trial in trials)
+    if sampler == "boshnas":
+        assert sum("prediction" in trial.user_attrs for trial in search.study.trials) > 12
+
+
+def test_a_hierarchical_search_continues_after_a_kill(tmp_path):
+    def stop(layers):
+        if len(first.seen) == 7:
+            raise KeyboardInterrupt
+
+    first, second = Recorder(diverges=stop), Recorder()
+    with pytest.raises(KeyboardInterrupt):
+        make_search(tmp_path, first, "boshnas", DEEP, hierarchy=True).run(12)
+    search = make_search(tmp_path, second, "boshnas", DEEP, hierarchy=True)
+    layers = levels(search.space)[2].sample(random.Random(0))
+    killed = {"worker": {**search_worker(), "started": 0.0}, "level": 3}
+    params, distributions = search.space.parameters(layers), search.space.distributions()
+    running = optuna.trial.create_trial(
+        state=TrialState.RUNNING, params=params, distributions=distributions, user_attrs=killed
+    )
+    search.study.add_trial(running)
+    search.run(12)
+    assert second.seen[0] == fingerprint(layers) and len(second.seen) == 6
+    assert levels_of(search.study) == [1 + number // 3 for number in range(12)]
+
+
+def test_a_level_without_new_architectures_is_left_early(tmp_path):
+    few = {**DEEP, "num_layers": [2], "hidden_size": [8], "operations": [{"op": "linear_transform"}]}
+    search = make_search(tmp_path, Recorder(), "random", few, hierarchy=True)
+    search.run(40)
+    space = levels(search.space)[0]
+    reached = levels_of(search.study)
+    assert reached == sorted(reached) and reached.count(1) == space.size() < 20
+    assert len(reached) == 40
+
+
+def test_levels_are_in_the_report(tmp_path):
+    search = make_search(tmp_path, Recorder(), "random", DEEP, hierarchy=True)
+    search.run(16)
+    write_report(search.study, tmp_path / "report")
+    text = (tmp_path / "report/report.md").read_text(encoding="utf-8")
+    assert "## Levels" in text
+    rows = text.split("## Levels")[1].split("##")[0].strip().splitlines()[2:]
+    assert [row.split("|")[1:3] for row in rows] == [[f" {level} ", " 4 "] for level in range(1, 5)]
+
+
+def test_spaces_without_levels_are_refused(tmp_path):
+    odd = {**SPACE, "num_layers": [1, 3]}
+    with pytest.raises(UserError, match="hierarchy: no depth of .1, 3. is even"):
+        make_search(tmp_path, Recorder(), "random", odd, hierarchy=True).run(2)
+    searched = {**SPACE, "operations": [{"op": "attention_graph", "graph": {"mode": "tail"}}]}
+    with pytest.raises(UserError, match="hierarchy: the space has searched graphs"):
+        levels(SearchSpace.from_dict(searched))
+
+
+# --- kills and workers --------------------------------------------------------------------------------------------
 
 WORKER = """
     import sys, time

@@ -21,8 +21,6 @@ INITIAL_TRIALS = 10
 UNCERTAINTY_PROBABILITY = 0.1
 DIVERSITY_PROBABILITY = 0.1
 RESTARTS = 10
-LIBRARY_SIZE = 10_000
-"""The paper's first level has 9,312."""
 
 
 def propose(history, candidates: Candidates, rng: np.random.Generator):
@@ -41,7 +39,7 @@ def _promising(
 ):
     """The library's most uncertain row, or the one with the highest bound near what was climbed to, with its belief;
     None where nothing in the library is left that is feasible."""
-    library = candidates.library(LIBRARY_SIZE)
+    library = candidates.library()
     if not len(library):
         return None
     locate = _standardised(candidates.encoding.embed, library)

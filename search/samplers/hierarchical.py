@@ -1,0 +1,124 @@
+"""Hierarchical search (FlexiBERT, arXiv 2205.11656, Section 3.3) around any sampler, within one study.
+
+The study's trials have the parameters of the whole space; levels only narrow what is proposed. A proposal comes from
+the inner sampler, which sees a study of the level's own parameters with those trials that lie in the level. So what
+was measured on coarse levels counts on fine ones, and a stopped search goes on where its study stands.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from ..hierarchy import best_architectures, interpolate, levels
+from ..search_space import Architecture, SearchSpace
+
+
+MAX_TRIES = 100
+
+
+class HierarchicalSampler(BaseSampler):
+    """Searches level by level, each between the best architectures of the levels before it.
+
+    Every level has an equal share of the trials, or fewer if it has not so many members. A proposal that a trial
+    already has, or that is not feasible, is replaced by a random one of the level. The level, from 1, is stored with
+    the trial under the user attribute "level". Parameters outside the space are sampled independently and uniformly.
+
+    Args:
+        space: The whole space, which is the last level.
+        create: Makes the inner sampler of a level.
+        trials: How many architectures the search will train in all.
+        seed: Of random replacements.
+        feasible: Tells of an architecture whether it may be proposed; all may where it is None.
+
+    Raises:
+        UserError: The space has no levels (see `levels`), or (on sampling) all trials of the levels before failed.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        create: Callable[[SearchSpace], BaseSampler],
+        trials: int,
+        seed: int = 0,
+        feasible: Callable[[Architecture], bool] | None = None,
+    ):
+        self.space = space
+        self.levels = levels(space)
+        self.create = create
+        self.trials = trials
+        self.seed = seed
+        self.feasible = feasible
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self.space.distributions()
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if search_space.keys() <= trial.system_attrs.get("fixed_params", {}).keys():
+            return {}  # an enqueued trial: nothing is left to choose
+        others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
+        others = [other for other in others if self.space.choices.keys() <= other.params.keys()]
+        known = {other.number: self.space.build(other.params) for other in others}
+        level, part = self._level(study, others, set(known.values()))
+        inner = optuna.create_study(directions=study.directions, sampler=self.create(part))
+        within = [(other, known[other.number]) for other in others if known[other.number] in part]
+        inner.add_trials([_translated(other, part, layers) for other, layers in within])
+        asked = inner.ask()
+        proposed = part.suggest(asked)
+        layers = self._new(proposed, part, set(known.values()), random.Random(f"{self.seed} {trial.number}"))
+        attributes = inner.get_trials(deepcopy=False)[-1].user_attrs if layers == proposed else {}
+        for name, value in {**attributes, "level": level}.items():
+            study._storage.set_trial_user_attr(trial._trial_id, name, value)
+        values = self.space.parameters(layers)
+        return {name: values[name] for name in search_space if name in values}
+
+    def _level(
+        self, study: optuna.Study, others: Sequence[FrozenTrial], known: set[Architecture]
+    ) -> tuple[int, SearchSpace]:
+        """The level whose turn it is, from 1, and the part of the space that it searches; where nothing new is left in
+        any, the last one without bounds."""
+        finished = [o for o in others if o.state == TrialState.COMPLETE and "duplicate_of" not in o.user_attrs]
+        reached = max((other.user_attrs.get("level", 1) for other in others), default=1)
+        due = 1 + len(finished) * len(self.levels) // self.trials
+        for level in range(max(reached, min(due, len(self.levels))), len(self.levels) + 1):
+            part = self.levels[level - 1]
+            if level > 1:
+                before = [other for other in finished if other.user_attrs.get("level", 1) < level]
+                part = interpolate(part, best_architectures(before, self.space, study.directions[0]))
+            if part.size() > sum(layers in part for layers in known):
+                return level, part
+        return len(self.levels), self.space
+
+    def _new(
+        self, layers: Architecture, part: SearchSpace, known: set[Architecture], rng: random.Random
+    ) -> Architecture:
+        """These layers, or random ones of the level where they are known or not feasible."""
+        for _ in range(MAX_TRIES):
+            if layers not in known and (self.feasible is None or self.feasible(layers)):
+                break
+            layers = part.sample(rng)
+        return layers
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        seed = random.Random(f"{self.seed} {trial.number} {param_name}").getrandbits(32)
+        uniform = optuna.samplers.RandomSampler(seed=seed)
+        return uniform.sample_independent(study, trial, param_name, param_distribution)
+
+
+def _translated(trial: FrozenTrial, space: SearchSpace, layers: Architecture) -> FrozenTrial:
+    """The same trial in the parameters of another space that holds its architecture."""
+    return optuna.trial.create_trial(
+        state=trial.state,
+        values=trial.values,
+        params=space.parameters(layers),
+        distributions=space.distributions(),
+        user_attrs=trial.user_attrs,
+    )
