@@ -24,8 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from flexibert.spec import fingerprint, layers_to_dicts, parse_layers
 
-from .errors import UserError
-from .pretraining import TrainingDiverged
+from .errors import TrainingDiverged, UserError
 from .progress import RunProgress
 from .samplers import Feasible, create_sampler
 from .search_space import Architecture, SearchSpace

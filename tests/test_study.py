@@ -15,8 +15,7 @@ from accelerate import Accelerator
 from optuna.trial import TrialState
 
 from flexibert.spec import fingerprint
-from search.errors import UserError
-from search.pretraining import TrainingDiverged
+from search.errors import TrainingDiverged, UserError
 from search.progress import RunProgress
 from search.samplers import SAMPLERS, create_sampler
 from search.search_space import SearchSpace
