@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .errors import UserError
+from .errors import TrainingDiverged, UserError
 
 
 DESCRIPTION = """\
@@ -22,11 +22,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0, or 2 where the user made a mistake."""
+    """Runs the command; returns 0, or 2 where the user made a mistake or chose a learning rate too high to train."""
     try:
         options = build_parser().parse_args(arguments)
         return options.run(options) or 0
-    except UserError as error:
+    except (UserError, TrainingDiverged) as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"search: error: {error}", file=sys.stderr)
         return 2

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
 from .errors import UserError
-from .files import replace_folder
+from .files import replace_folder, reported
 from .python_text import python_documents
 
 
@@ -323,11 +323,12 @@ def _key(dataset: Dataset, *settings) -> str:
 
 def _make_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """Lets `make` fill a folder unless it is there; of several processes one makes it, and the others wait."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            with replace_folder(folder) as aside:
-                make(aside)
+    with reported(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                with replace_folder(folder) as aside:
+                    make(aside)
     return folder
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 
 from .cost import count_parameters, measure_latency_ms
+from .errors import UserError
 from .finetuning import FinetuningBudget, FinetuningResult, finetune
 from .metrics import GLUE_TASKS
 from .model_card import CardFacts, Score, write_card
@@ -191,14 +192,22 @@ def pretraining_card(
 def build_config(
     layers: Architecture, tokenizer: PreTrainedTokenizerBase, max_length: int, fields: Mapping[str, Any]
 ) -> FlexiBertConfig:
-    """The configuration of an encoder for a tokenizer and sequences of up to `max_length` tokens."""
+    """The configuration of an encoder for a tokenizer and sequences of up to `max_length` tokens.
+
+    Raises:
+        UserError: `fields` ask for a smaller vocabulary, or for fewer positions.
+    """
     return FlexiBertConfig(**{"layers": layers, **model_fields(tokenizer, max_length, fields)})
 
 
 def model_fields(tokenizer: PreTrainedTokenizerBase, max_length: int, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The same without layers: fields of `FlexiBertConfig`, those given and those that follow from the tokenizer."""
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    return {"vocab_size": len(tokenizer), "max_position_embeddings": max_length, **ids, **fields}
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": max_length}
+    for name, least in sizes.items():
+        if fields.get(name, least) < least:
+            raise UserError(f"model: {name}: {fields[name]} is not accepted, tokenizer and texts need {least}")
+    return {**sizes, **ids, **fields}
 
 
 def collect_metrics(

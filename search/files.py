@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+from safetensors import SafetensorError
+
+from .errors import UserError
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
@@ -45,6 +48,19 @@ def replace_folder(folder: Path) -> Iterator[Path]:
             os.replace(replaced, folder)
         shutil.rmtree(replaced, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def reported(path: Path, *others: type[Exception]) -> Iterator[None]:
+    """Turns a full disk or a missing permission into a UserError; for writing that keeps what stands at `path`.
+
+    Args:
+        others: What else the writing may raise then.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, *others) as error:
+        raise UserError(f"{path} cannot be written and is left as it was: {error}") from error
 
 
 def _aside(path: Path) -> Path:

@@ -26,10 +26,9 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 import flexibert  # noqa: F401  # registers the encoders with the Auto classes
 
-from .errors import UserError
-from .files import replace_folder
+from .errors import TrainingDiverged, UserError
+from .files import replace_folder, reported
 from .metrics import primary
-from .pretraining import TrainingDiverged
 from .question_answering import QuestionAnswering
 from .sequence_classification import SequenceClassification
 from .tasks import Task
@@ -255,15 +254,6 @@ def save(trainer: Trainer, output_dir: Path) -> None:
     with reported(output_dir):
         trainer.save_model()
         Path(trainer.args.output_dir, "training_args.bin").unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def reported(folder: Path) -> Iterator[None]:
-    """Turns a full disk or a missing permission into a UserError."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder} cannot be written and is left as it was: {error}") from error
 
 
 @contextlib.contextmanager

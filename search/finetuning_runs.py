@@ -9,8 +9,8 @@ import numpy as np
 import optuna
 from transformers import PreTrainedTokenizerBase
 
+from .errors import TrainingDiverged
 from .finetuning import FinetuningBudget, FinetuningResult, finetune
-from .pretraining import TrainingDiverged
 from .tasks import Task
 
 

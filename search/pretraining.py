@@ -23,15 +23,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from .errors import UserError
+from .errors import TrainingDiverged, UserError
+from .files import reported
 
 
 IGNORED = -100
 CHECKPOINT = "checkpoint"
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss became infinite or not a number."""
+ADVICE = "a lower learning rate may help"
 
 
 @dataclass(frozen=True)
@@ -147,10 +145,12 @@ def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, 0, epoch]).permutation(size)
 
 
-def to_device(arrays: tuple[np.ndarray, np.ndarray, np.ndarray], device) -> MaskedBatch:
+def to_device(arrays: tuple[np.ndarray, np.ndarray, np.ndarray], device: torch.device) -> MaskedBatch:
     ids, positions, labels = arrays
     flat = positions + np.arange(len(ids))[:, None] * ids.shape[1]
-    tensors = (torch.from_numpy(np.ascontiguousarray(array)) for array in (ids, flat.ravel(), labels.ravel()))
+    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in (ids, flat.ravel(), labels.ravel())]
+    if device.type == "cuda":  # A copy out of ordinary memory would wait for the device to finish its last step.
+        tensors = [tensor.pin_memory() for tensor in tensors]
     return MaskedBatch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 
 
@@ -207,7 +207,8 @@ def pretrain(
 
     Raises:
         TrainingDiverged: The loss is not finite; the last checkpoint is left as it is.
-        UserError: The batch does not divide over processes and micro-batches, or a checkpoint is of another run.
+        UserError: The batch does not divide over processes and micro-batches, a checkpoint is of another run, or one
+            cannot be written; the last one is left as it is.
     """
     share, rest = divmod(budget.batch_size, accelerator.num_processes * budget.micro_batches)
     if rest or not share:
@@ -239,7 +240,7 @@ def pretrain(
                 loss = mlm_loss(trained, batch, **arguments(step)) / budget.micro_batches
                 accelerator.backward(loss)
             total += loss.detach()
-        accelerator.clip_grad_norm_(trained.parameters(), budget.max_grad_norm)
+        gradient_norm = accelerator.clip_grad_norm_(trained.parameters(), budget.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         pending.append(total)
@@ -255,6 +256,8 @@ def pretrain(
             if progress is not None:
                 progress(done, losses[-1], rate)
         if checkpoint:
+            if not (math.isfinite(gradient_norm) or accelerator.optimizer_step_was_skipped):
+                raise TrainingDiverged(f"the gradient is {gradient_norm:g} at step {done}; {ADVICE}")
             save_checkpoint(accelerator, folder, done, losses, identity)
     seconds = time.perf_counter() - started
 
@@ -290,7 +293,7 @@ def collect(pending: list[torch.Tensor], accelerator: Accelerator, done: int) ->
     for offset, loss in enumerate(losses):
         if not math.isfinite(loss):
             step = done - len(losses) + offset + 1
-            raise TrainingDiverged(f"the loss is {loss} at step {step}; a lower learning rate may help")
+            raise TrainingDiverged(f"the loss is {loss} at step {step}; {ADVICE}")
     return losses
 
 
@@ -334,11 +337,17 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, losses: l
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(aside))
+    try:
+        with reported(place, RuntimeError):  # That is what torch.save raises.
+            accelerator.save_state(str(aside))
+            if accelerator.is_main_process:
+                state = {"step": step, "losses": losses, **identity}
+                (aside / "pretraining.json").write_text(json.dumps(state), encoding="utf-8")
+    except UserError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        state = {"step": step, "losses": losses, **identity}
-        (aside / "pretraining.json").write_text(json.dumps(state), encoding="utf-8")
         shutil.rmtree(old, ignore_errors=True)
         if place.exists():
             os.replace(place, old)

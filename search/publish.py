@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from flexibert import FlexiBertForMaskedLM
 
 from .errors import UserError
-from .files import replace_folder
+from .files import replace_folder, reported
 from .model_card import CardFacts, Score, write_card
 
 
@@ -37,12 +37,12 @@ def save_checkpoint(model: FlexiBertForMaskedLM, tokenizer, folder: Path, card: 
     logits for `verify`. A checkpoint that stood in the folder is replaced as a whole.
 
     Raises:
-        UserError: The folder holds something else than a checkpoint.
+        UserError: The folder holds something else than a checkpoint, or cannot be written.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / "config.json").is_file() and (folder.is_file() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is no checkpoint; name a new folder or an empty one")
-    with replace_folder(folder) as aside:
+    with reported(folder), replace_folder(folder) as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         save_file(_golden(model), aside / GOLDEN, metadata={"format": "pt"})

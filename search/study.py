@@ -24,9 +24,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from flexibert.spec import fingerprint, layers_to_dicts, parse_layers
 
-from .errors import UserError
+from .errors import TrainingDiverged, UserError
 from .graph_function import function_fingerprint
-from .pretraining import TrainingDiverged
 from .progress import RunProgress
 from .samplers import Feasible, create_sampler
 from .samplers.hierarchical import HierarchicalSampler

@@ -8,7 +8,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from .pretraining import TrainingDiverged
+from .errors import TrainingDiverged
 
 
 class LengthGroupedSampler(Sampler[int]):

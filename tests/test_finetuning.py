@@ -24,11 +24,10 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 from search import finetuning, finetuning_runs
-from search.errors import UserError
+from search.errors import TrainingDiverged, UserError
 from search.finetuning import FinetuningBudget, FinetuningResult, finetune
 from search.finetuning_runs import finetune_tasks, summarize, sweep
 from search.metrics import compute
-from search.pretraining import TrainingDiverged
 from search.question_answering import QuestionAnswering
 from search.tasks import Task
 from search.trainer import FinetuningTrainer

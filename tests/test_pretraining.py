@@ -1,6 +1,8 @@
 """Pretraining: what is random is a function of (seed, step), checkpoints are kept, divergence is told."""
 
+import dataclasses
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -10,12 +12,11 @@ from conftest import SPECS
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 from search import pretraining
-from search.errors import UserError
+from search.errors import TrainingDiverged, UserError
 from search.pretraining import (
     IGNORED,
     MaskedLanguageModelling,
     PretrainingBudget,
-    TrainingDiverged,
     epoch_order,
     learning_rate,
     pretrain,
@@ -140,11 +141,43 @@ def test_checkpoint_of_another_run_is_refused(blocks, tmp_path):
 
 def test_divergence_names_the_step_and_keeps_the_checkpoint(blocks, tmp_path):
     train(blocks, tmp_path, kill_at=8)
-    before = json.loads((tmp_path / "checkpoint" / "pretraining.json").read_text())["step"]
-    budget = PretrainingBudget(steps=12, batch_size=8, sequence_length=16, learning_rate=1e30, warmup_fraction=0)
-    with pytest.raises(TrainingDiverged, match=r"at step \d+"):
-        train(blocks, budget=budget)
-    assert json.loads((tmp_path / "checkpoint" / "pretraining.json").read_text())["step"] == before
+    path = tmp_path / "checkpoint" / "pretraining.json"
+    state = json.loads(path.read_text())
+    state["budget"]["learning_rate"] = 1e30
+    path.write_text(json.dumps(state), encoding="utf-8")
+    with pytest.raises(TrainingDiverged, match=r"the loss is (nan|inf) at step 6; a lower learning rate may help"):
+        train(blocks, tmp_path, dataclasses.replace(BUDGET, learning_rate=1e30))
+    assert json.loads(path.read_text()) == state
+
+
+def test_weights_are_not_kept_after_a_gradient_that_is_not_finite(blocks, tmp_path, monkeypatch):
+    train(blocks, tmp_path, kill_at=8)
+    mlm_loss, calls = pretraining.mlm_loss, []
+
+    def steep_at_the_fourth(model, batch):
+        calls.append(batch)
+        return mlm_loss(model, batch) + (0 * next(model.parameters()).sum()).sqrt() * (len(calls) == 4)
+
+    monkeypatch.setattr(pretraining, "mlm_loss", steep_at_the_fourth)
+    with pytest.raises(TrainingDiverged, match="the gradient is nan at step 8; a lower learning rate may help"):
+        train(blocks, tmp_path)
+    assert json.loads((tmp_path / "checkpoint" / "pretraining.json").read_text())["step"] == 4
+
+
+@pytest.mark.parametrize("limit", [10_000, 100_000], ids=["weights", "optimizer"])
+def test_a_full_disk_leaves_the_last_checkpoint(blocks, tmp_path, limit):
+    train(blocks, tmp_path, kill_at=8)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
+    assert len(before["model.safetensors"]) < 100_000 < len(before["optimizer.bin"])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))  # bytes a file
+    try:
+        with pytest.raises(UserError, match="checkpoint cannot be written and is left as it was: "):
+            train(blocks, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 def test_micro_batches_give_the_same_gradient(blocks):

@@ -16,9 +16,8 @@ from accelerate import Accelerator
 from optuna.trial import TrialState
 
 from flexibert.spec import fingerprint, parse_layers
-from search.errors import UserError
+from search.errors import TrainingDiverged, UserError
 from search.hierarchy import interpolate, levels
-from search.pretraining import TrainingDiverged
 from search.progress import RunProgress
 from search.report import write_report
 from search.samplers import SAMPLERS, create_sampler
