@@ -123,14 +123,15 @@ def test_a_search_leaves_a_run_folder_and_says_what_to_try(tmp_path, recipe):
     assert (tmp_path / "fine" / "word_order" / "config.json").is_file()
 
 
-def test_weights_are_transferred_and_costs_weighed(tmp_path, corpus):
+def test_weights_are_transferred_and_costs_weighed_level_by_level(tmp_path, corpus):
     recipe = write_recipe(tmp_path, corpus, trials=3, sampler={"name": "boshnas"})
     options = ("--transfer", "ordered", "--objectives", "score_percent,latency_ms", "--max-parameters", "100000")
-    done = command("run", "--recipe", recipe, "--runs", str(tmp_path / "runs"), *options)
+    done = command("run", "--recipe", recipe, "--runs", str(tmp_path / "runs"), "--hierarchy", *options)
     assert done.returncode == 0, done.stderr
     metrics = [trial["metrics"] for trial in completed(tmp_path / "runs" / "tiny")]
     assert metrics[0]["transferred_percent"] == 0 < metrics[1]["transferred_percent"]
     assert all(row["latency_ms"] > 0 and row["parameters"] <= 100_000 for row in metrics)
+    assert "## Levels" in (tmp_path / "runs/tiny/report/report.md").read_text(encoding="utf-8")
 
 
 def recipe_corpus(recipe):
