@@ -164,10 +164,15 @@ class FlexiBertLayer(GradientCheckpointingLayer):
         self.feed_forward_norm = nn.LayerNorm(spec.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states: torch.Tensor, context: MixingContext) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, context: MixingContext, positions: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`positions` (N,) are indices into the flattened batch if the output is wanted there only, (N, D)."""
         if self.resize is not None:
             hidden_states = self.resize(hidden_states)
         mixed, _ = self.mixer(hidden_states, context)
+        if positions is not None:
+            hidden_states, mixed = (states.flatten(0, 1)[positions] for states in (hidden_states, mixed))
         hidden_states = self.mixer_norm(hidden_states + self.dropout(mixed))
         transformed = self.feed_forward(hidden_states)
         return self.feed_forward_norm(hidden_states + self.dropout(transformed))
@@ -230,8 +235,14 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
+        output_positions: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
+        r"""
+        output_positions (`torch.LongTensor` of shape `(num_outputs,)`, *optional*):
+            Indices into the flattened batch. The last hidden state is given there only, `(num_outputs, hidden_size)`,
+            which spares the last layer its feed-forward network elsewhere.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         shape = input_ids.shape if inputs_embeds is None else inputs_embeds.shape[:2]
@@ -254,16 +265,20 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
         if self.config.unpad_inputs and mask is not None and not recording and not is_tracing(mask):
             hidden_states = self.encode_unpadded(hidden_states, mask, position_ids)
         else:
+            # Recorded states are whole, and the pooler's token may not be among the positions.
+            early = output_positions if self.pooler is None and not recording else None
             context = self.mixing_context(hidden_states, attention_mask, mask, position_ids)
-            hidden_states = self.encode(hidden_states, context)
+            hidden_states = self.encode(hidden_states, context, early)
         pooled = None if self.pooler is None else torch.tanh(self.pooler(hidden_states[:, 0]))
+        if output_positions is not None and hidden_states.dim() == 3:
+            hidden_states = hidden_states.flatten(0, 1)[output_positions]
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
-    def encode(self, hidden_states: torch.Tensor, context: MixingContext) -> torch.Tensor:
-        """(B, L, E) -> (B, L, D) through all layers."""
-        for layer in self.layers:
+    def encode(self, hidden_states, context: MixingContext, output_positions=None) -> torch.Tensor:
+        """(B, L, E) -> (B, L, D), or (N, D) at N positions, through all layers."""
+        for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, context)
-        return hidden_states
+        return self.layers[-1](hidden_states, context, output_positions)
 
     def mixing_context(self, hidden_states, attention_mask, mask, position_ids) -> MixingContext:
         """What layers have to know; `mask` (B, L) is true at real tokens, or None."""
@@ -358,14 +373,12 @@ class FlexiBertForMaskedLM(FlexiBertPreTrainedModel):
             Indices into the flattened batch. Logits are computed there only, `(num_predictions, vocab_size)`, and
             labels, if any, are `(num_predictions,)`. Unlike `config.sparse_prediction` this keeps shapes static.
         """
-        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
-        hidden_states = outputs.last_hidden_state
         if prediction_positions is None and self.config.sparse_prediction and labels is not None:
             prediction_positions = (labels.flatten() != -100).nonzero().flatten()
             labels = labels.flatten()[prediction_positions]
-        if prediction_positions is not None:
-            hidden_states = hidden_states.flatten(0, 1)[prediction_positions]  # (N, D)
-        logits = self.lm_head(self.prediction_head(hidden_states))  # (B, L, V) or (N, V)
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, prediction_positions)
+        outputs = self.model(*inputs, **kwargs)
+        logits = self.lm_head(self.prediction_head(outputs.last_hidden_state))  # (B, L, V) or (N, V)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)

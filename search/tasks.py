@@ -66,7 +66,7 @@ class Task:
 
 def load_tasks(
     names: Sequence[str],
-    corpus: Corpus,
+    corpus: Corpus | None,
     glue: str = "nyu-mll/glue",
     max_train_examples: int | None = None,
     seed: int = 0,
@@ -75,7 +75,7 @@ def load_tasks(
 
     Args:
         names: GLUE tasks, "glue" or "all" for the nine of them, "word_order" and "next_sentence", which are made from
-            `corpus`, or own data: a file, folder or Hub id, where needed with its columns as
+            `corpus` (else None), or own data: a file, folder or Hub id, where needed with its columns as
             "path:text_column[+text_column]:label_column". Own labels may be words, whole numbers, or fractions, which
             make the task a regression; columns `question`, `context` and `answers` are question answering as in SQuAD.
         glue: Hub id, or folder of the same layout.
@@ -93,8 +93,10 @@ def load_tasks(
     return tasks
 
 
-def _load_task(name: str, corpus: Corpus, glue: str, max_train_examples: int | None, seed: int) -> Task:
+def _load_task(name: str, corpus: Corpus | None, glue: str, max_train_examples: int | None, seed: int) -> Task:
     if name in SELF_MADE_TASKS:
+        if corpus is None:
+            raise UserError(f"{name} is made from a corpus, and there is none")
         train, validation = make_splits(name, corpus, max_train_examples, seed)
         columns, labels = TEXT_COLUMNS[name], LABEL_NAMES[name]
         task = Task(name, train, {"validation": validation}, columns, "label", 2, labels, "classification")
@@ -118,7 +120,7 @@ def _glue_task(name: str, glue: str) -> Task:
     splits = _select(load_splits(glue, name), columns, "label", name)
     num_labels = len(labels) or 1
     for split, dataset in splits.items():
-        check_labels(dataset["label"], num_labels, f"{name}, {split}")
+        check_labels(dataset["label"][:], num_labels, f"{name}, {split}")
     return Task(name, splits.pop("train"), splits, columns, "label", num_labels, labels, metric=name)
 
 
@@ -134,7 +136,7 @@ def _own_task(name: str) -> Task:
         return Task(title, splits.pop("train"), splits, columns, label_column, 2, (), "squad")
     if label.dtype.startswith("float"):
         for split, dataset in splits.items():
-            check_labels(dataset[label_column], 1, f"{title}, {split}")
+            check_labels(dataset[label_column][:], 1, f"{title}, {split}")
         return Task(title, splits.pop("train"), splits, columns, label_column, 1, (), "regression")
     splits, labels = _classes(splits, label_column, title)
     return Task(title, splits.pop("train"), splits, columns, label_column, len(labels), labels, "classification")
@@ -186,13 +188,13 @@ def _classes(splits: dict[str, Dataset], column: str, title: str) -> tuple[dict[
     if isinstance(feature, ClassLabel):
         values = range(len(feature.names))
     else:
-        values = sorted(set(splits["train"][column]) - {None})
+        values = sorted(set(splits["train"][column][:]) - {None})
     if len(values) < 2:
         raise UserError(f"{title}: column {column!r} of train holds fewer than two different labels")
     indices = {value: index for index, value in enumerate(values)}
     encoded = {}
     for split, dataset in splits.items():
-        labels = dataset[column]
+        labels = dataset[column][:]
         for row, label in enumerate(labels):
             if label not in indices or (isinstance(label, int) and label < 0):
                 known = textwrap.shorten(", ".join(str(value) for value in values if value not in (-1, "")), 200)
@@ -215,9 +217,9 @@ def check_texts(dataset: Dataset, column: str, place: str) -> None:
     """Raises UserError at the first row without a text."""
     if not is_text(dataset.features[column]):
         raise UserError(f"{place}: column {column!r} holds {dataset.features[column]}, not text")
-    for row, text in enumerate(dataset[column]):
-        if text is None:
-            raise UserError(f"{place}, row {row}: column {column!r} holds no text")
+    texts = dataset[column][:]
+    if None in texts:
+        raise UserError(f"{place}, row {texts.index(None)}: column {column!r} holds no text")
 
 
 def check_labels(labels: Iterable, num_labels: int, place: str) -> None:

@@ -181,6 +181,44 @@ def test_hidden_states_have_the_widths_of_their_layers(spec):
     assert torch.equal(model.model(**make_inputs()).last_hidden_state, output.hidden_states[-1])
 
 
+@every_spec
+@pytest.mark.parametrize("fields", [{}, {"output_hidden_states": True}, {"length_groups": 2}], ids=str)
+def test_predictions_at_positions_are_those_of_the_whole(spec, fields):
+    """Although the last layer's feed-forward network runs at these positions only."""
+    model = make_model(FlexiBertForMaskedLM, spec, **fields)
+    inputs, positions = make_inputs(padding=True), torch.tensor([0, 5, LENGTH + 2, 2 * LENGTH])
+    some, whole = model(**inputs, prediction_positions=positions), model(**inputs)
+    expected = whole.logits.flatten(0, 1)[positions]
+    torch.testing.assert_close(some.logits, expected)
+    weights = model.model.layers[0].mixer_norm.weight
+    gradients = [torch.autograd.grad(logits.square().sum(), weights)[0] for logits in (some.logits, expected)]
+    torch.testing.assert_close(*gradients)
+    if some.hidden_states:
+        torch.testing.assert_close(some.hidden_states[-1], whole.hidden_states[-1])
+
+
+def test_sparse_prediction_counts_labelled_tokens_only():
+    model = make_model(FlexiBertForMaskedLM, "homogeneous", sparse_prediction=True)
+    inputs = make_inputs()
+    labels = torch.full((BATCH, LENGTH), -100)
+    labels[0, 3], labels[2, 10] = 7, 9
+    sparse = model(**inputs, labels=labels)
+    model.config.sparse_prediction = False
+    whole = model(**inputs, labels=labels)
+    torch.testing.assert_close(sparse.logits, whole.logits[[0, 2], [3, 10]])
+    torch.testing.assert_close(sparse.loss, whole.loss)
+
+
+def test_the_base_model_gives_chosen_states():
+    for pooling in (True, False):
+        model = make_model(FlexiBertModel, "mixed_heads").eval()
+        model.pooler = model.pooler if pooling else None
+        inputs, positions = make_inputs(), torch.tensor([4, LENGTH])
+        some, whole = model(**inputs, output_positions=positions), model(**inputs)
+        torch.testing.assert_close(some.last_hidden_state, whole.last_hidden_state.flatten(0, 1)[positions])
+        torch.testing.assert_close(some.pooler_output, whole.pooler_output)
+
+
 def test_attentions_are_those_of_the_heads_that_attend():
     model = make_model(FlexiBertModel, EVERY_OPERATION, attn_implementation="eager")
     (weights,) = model(**make_inputs(padding=True), output_attentions=True).attentions

@@ -1,0 +1,141 @@
+"""What `pretrain` and `finetune` refuse, each with one line and status 2, and what they leave as it was."""
+
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from search.cli import main
+
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = [{"hidden_size": 16, "operations": [{"op": "self_attention", "num_heads": 2}], "feed_forward": [16]}]
+BUDGET = {"steps": 12, "batch_size": 4, "sequence_length": 32, "checkpoint_steps": 2}
+RECIPES = {
+    "tiny": {"vocab_size": 128},
+    "short": {"vocab_size": 128, "model": {"max_position_embeddings": 16}},
+    "few": {"vocab_size": 128, "model": {"vocab_size": 60}},
+    "large": {"vocab_size": 150},
+}
+
+
+def sentences(count: int, seed: int) -> list[str]:
+    rng = random.Random(seed)
+    words = [f"word{index}" for index in range(30)]
+    return [" ".join(rng.choices(words, k=12)).capitalize() + "." for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A corpus, recipes, labelled data good and bad, and a pretrained encoder; the commands run in it."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "corpus.txt").write_text("\n\n".join(sentences(200, 0)), encoding="utf-8")
+    (folder / "layers.json").write_text(json.dumps(LAYERS), encoding="utf-8")
+    for name, fields in RECIPES.items():
+        recipe = {"description": name, "pretraining": BUDGET, **fields}
+        (folder / f"{name}.json").write_text(json.dumps(recipe), encoding="utf-8")
+    data = {"good": (0, 1), "out_of_range": (0, 7), "no_validation": None}
+    for name, labels in data.items():
+        (folder / name).mkdir()
+        splits = {"train": (0, 1), "validation": labels} if labels else {"train": (0, 1)}
+        for split, classes in splits.items():
+            rows = [f"{text},{classes[row % 2]}" for row, text in enumerate(sentences(12, 1))]
+            (folder / name / f"{split}.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    before = Path.cwd()
+    os.chdir(folder)
+    assert main([*PRETRAIN, "--output", "model"]) == 0
+    assert main([*PRETRAIN, "--recipe", "large.json", "--steps", "1", "--output", "large_model"]) == 0
+    yield folder
+    os.chdir(before)
+
+
+PRETRAIN = ("pretrain", "--architecture", "layers.json", "--corpus", "corpus.txt", "--recipe", "tiny.json")
+FINETUNE = ("finetune", "--model", "model", "--corpus", "corpus.txt", "--max-length", "32", "--epochs", "1")
+
+
+def refused(capsys, *arguments) -> str:
+    """The one line that the command prints for a mistake."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    output = capsys.readouterr().err
+    assert len(output.strip().splitlines()) == 1 and output.startswith("search: error: "), output
+    return output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--tasks", "out_of_range"), "out_of_range, validation, row 1: label 7, accepted are 0, 1"),
+        (("--tasks", "no_validation"), "no_validation: no split 'validation', there is train"),
+        (("--tasks", "good:txt:label"), "good, train: no column 'txt', there are text, label"),
+        (("--tasks", "good:text:class"), "good, train: no column 'class', there are text, label"),
+        (("--tasks", "good", "--tokenizer", "large_model"), "tokens, but the model was made for "),
+        (("--tasks", "good", "--max-length", "33"), "max_length 33 is beyond the 32 positions of the model"),
+        (("--tasks", "good", "--learning-rate", "1e36"), "not finite"),
+    ],
+)
+def test_finetune_refuses(capsys, folder, arguments, message):
+    assert message in refused(capsys, *FINETUNE, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--text-column", "body"), "corpus: no column 'body', there are text"),
+        (("--recipe", "short.json"), "max_position_embeddings: 16 is not accepted, tokenizer and texts need 32"),
+        (("--recipe", "few.json"), "vocab_size: 60 is not accepted, tokenizer and texts need "),
+        (("--learning-rate", "1e30"), "the loss is nan at step 2; a lower learning rate may help"),
+        (("--batch-size", "40", "--sequence-length", "2"), "sequence_length 2: at least 3 tokens are needed"),
+    ],
+)
+def test_pretrain_refuses(capsys, folder, arguments, message):
+    assert message in refused(capsys, *PRETRAIN, "--output", "new", *arguments)
+    assert not Path("new").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limit", "written"),
+    [
+        ((*PRETRAIN, "--output", "model"), 9_000, "model.training/checkpoint"),
+        ((*PRETRAIN, "--output", "model", "--steps", "1"), 40_000, "model"),
+        ((*FINETUNE, "--tasks", "good", "--output", "."), 9_000, "good"),
+    ],
+    ids=["checkpoint", "model", "fine-tuned model"],
+)
+def test_a_full_disk_leaves_what_was_there(capsys, folder, arguments, limit, written):
+    before = {path: path.read_bytes() for name in ("model", "good") for path in Path(name).iterdir() if path.is_file()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))  # bytes a file
+    try:
+        message = refused(capsys, *arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"error: {written} cannot be written and is left as it was: " in message
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_cache_that_cannot_be_written(capsys, folder):
+    Path("elsewhere").mkdir()
+    Path("elsewhere/.cache").write_text("", encoding="utf-8")
+    message = refused(capsys, *PRETRAIN, "--output", "elsewhere/model")
+    assert "elsewhere/.cache/tokenizer-" in message and "cannot be written" in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [(*PRETRAIN, "--output", "new", "--batch-size", "3"), (*FINETUNE, "--tasks", "good", "--batch-size", "3")],
+    ids=["pretrain", "finetune"],
+)
+def test_batches_that_two_processes_cannot_share(folder, arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "search"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1  # torchrun's own; with status 2 of each process
+    assert done.stderr.count("search: error: batch size 3 does not divide over 2 processes") == 1
+    assert "exitcode  : 2" in done.stderr
