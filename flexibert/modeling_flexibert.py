@@ -265,8 +265,8 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
         if self.config.unpad_inputs and mask is not None and not recording and not is_tracing(mask):
             hidden_states = self.encode_unpadded(hidden_states, mask, position_ids)
         else:
-            # Recorded states are whole, and the pooler's token may not be among the positions.
-            early = output_positions if self.pooler is None and not recording else None
+            # The pooler's token may not be among the positions.
+            early = output_positions if self.pooler is None else None
             context = self.mixing_context(hidden_states, attention_mask, mask, position_ids)
             hidden_states = self.encode(hidden_states, context, early)
         pooled = None if self.pooler is None else torch.tanh(self.pooler(hidden_states[:, 0]))
