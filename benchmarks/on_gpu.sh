@@ -51,7 +51,8 @@ like_for_like)
     if [ -n "${SMOKE:-}" ]; then
         set -- --steps 2 --models bert-mini --seeds 0
     else
-        set --
+        set -- --corpus-config wikipedia_large --tokenizer "$data/tokenizers/bert-base-uncased" --steps 4000 \
+            --batch-size 256 --max-train-examples 20000 --max-validation-examples 10000 --finetuning-epochs 3
     fi
     run benchmarks/like_for_like.py --output "$results/like_for_like" --data "$data" "$@"
     ;;
