@@ -240,8 +240,8 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
             kwargs.get(name, getattr(self.config, name)) for name in ("output_hidden_states", "output_attentions")
         )
         if self.config.length_groups == 1 or mask is None or recording or is_tracing(mask):
-            # Recorded states are whole, and the pooler's token may not be among the positions.
-            early = output_positions if self.pooler is None and not recording else None
+            # The pooler's token may not be among the positions.
+            early = output_positions if self.pooler is None else None
             hidden_states = self.encode(hidden_states, attention_mask, mask, position_ids, early)
         else:
             hidden_states = self.encode_by_length(hidden_states, mask, position_ids)
