@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import BertTokenizer
 
 from search.cli import main
 
@@ -20,7 +21,6 @@ RECIPES = {
     "tiny": {"vocab_size": 128},
     "short": {"vocab_size": 128, "model": {"max_position_embeddings": 16}},
     "few": {"vocab_size": 128, "model": {"vocab_size": 60}},
-    "large": {"vocab_size": 150},
 }
 
 
@@ -49,7 +49,9 @@ def folder(tmp_path_factory):
     before = Path.cwd()
     os.chdir(folder)
     assert main([*PRETRAIN, "--output", "model"]) == 0
-    assert main([*PRETRAIN, "--recipe", "large.json", "--steps", "1", "--output", "large_model"]) == 0
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*specials, *(f"other{index}" for index in range(300))]
+    BertTokenizer(vocab={word: index for index, word in enumerate(words)}).save_pretrained("other_tokenizer")
     yield folder
     os.chdir(before)
 
@@ -74,7 +76,10 @@ def refused(capsys, *arguments) -> str:
         (("--tasks", "no_validation"), "no_validation: no split 'validation', there is train"),
         (("--tasks", "good:txt:label"), "good, train: no column 'txt', there are text, label"),
         (("--tasks", "good:text:class"), "good, train: no column 'class', there are text, label"),
-        (("--tasks", "good", "--tokenizer", "large_model"), "tokens, but the model was made for "),
+        (
+            ("--tasks", "good", "--tokenizer", "other_tokenizer"),
+            "the tokenizer has 305 tokens, but the model ",
+        ),
         (("--tasks", "good", "--max-length", "33"), "max_length 33 is beyond the 32 positions of the model"),
         (("--tasks", "good", "--learning-rate", "1e36"), "not finite"),
     ],
