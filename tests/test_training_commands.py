@@ -81,7 +81,7 @@ def refused(capsys, *arguments) -> str:
             "the tokenizer has 305 tokens, but the model ",
         ),
         (("--tasks", "good", "--max-length", "33"), "max_length 33 is beyond the 32 positions of the model"),
-        (("--tasks", "good", "--learning-rate", "1e36"), "not finite"),
+        (("--tasks", "good", "--learning-rate", "1e36", "--batch-size", "2"), "a lower learning rate may help"),
     ],
 )
 def test_finetune_refuses(capsys, folder, arguments, message):
@@ -107,7 +107,7 @@ def test_pretrain_refuses(capsys, folder, arguments, message):
     ("arguments", "limit", "written"),
     [
         ((*PRETRAIN, "--output", "model"), 9_000, "model.training/checkpoint"),
-        ((*PRETRAIN, "--output", "model", "--steps", "1"), 40_000, "model"),
+        ((*PRETRAIN, "--output", "model", "--steps", "1"), 9_000, "model"),
         ((*FINETUNE, "--tasks", "good", "--output", "."), 9_000, "good"),
     ],
     ids=["checkpoint", "model", "fine-tuned model"],
