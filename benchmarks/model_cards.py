@@ -97,10 +97,11 @@ def main(arguments: list[str] | None = None) -> None:
     if options.checkpoint is None:
         for name, runs in results.items():
             folder = options.output / name
-            config = {key: runs[0][key] for key in ("layers", "position_embedding_type", "vocab_size")} | {
-                "max_position_embeddings": runs[0]["pretraining"]["sequence_length"]
-            }
-            FlexiBertConfig(**config).save_pretrained(folder)
+            config = {key: runs[0][key] for key in ("layers", "position_embedding_type", "vocab_size")}
+            config["max_position_embeddings"] = runs[0]["pretraining"]["sequence_length"]
+            config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # as they were trained
+            folder.mkdir(parents=True, exist_ok=True)
+            FlexiBertConfig(**config).to_json_file(folder / "config.json")
             write_card(folder, card_facts(name, runs))
             print(folder)
         return
