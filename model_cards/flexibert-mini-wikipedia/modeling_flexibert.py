@@ -1,0 +1,546 @@
+"""FlexiBERT encoders: a post-norm transformer whose layers are all their own thing.
+
+Papers: FlexiBERT (arXiv 2205.11656), AutoBERT-Zero (arXiv 2107.07445). What a layer consists of is said in `spec.py`,
+with a drawing; how its heads mix tokens in `operations.py`; this file is the frame around them and the task heads.
+
+Notation: B batch, L sequence length, E embedding size, D hidden size of a layer, H heads of a layer, d head size,
+V vocabulary.
+"""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple
+from transformers.utils.import_utils import is_tracing
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_flexibert import FlexiBertConfig
+from .operations import OPERATION_CLASSES, MixingContext, Packing
+from .spec import LayerSpec
+
+
+PROJECTIONS = {"q": "query", "k": "key", "v": "value", "p": "extra", "g": "gate"}
+"""Input of an operation -> the linear layer that makes it. The fourth input P is AutoBERT-Zero's."""
+
+
+MIXING_GROUPS = 4
+"""Into how many groups of rows of similar length an unpadded batch is cut for mixing."""
+
+
+class FlexiBertEmbeddings(nn.Module):
+    """Word, token type and, if absolute, position embeddings, summed and normalised: (B, L, E)."""
+
+    def __init__(self, config: FlexiBertConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.embedding_size, padding_idx=config.pad_token_id)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.embedding_size)
+        self.position_embeddings = None
+        if config.position_embedding_type == "absolute":
+            self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.embedding_size)
+        self.norm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids, token_type_ids, position_ids, inputs_embeds):
+        embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(position_ids)
+        embeddings = embeddings + self.token_type_embeddings(token_type_ids)
+        if self.position_embeddings is not None:
+            embeddings = embeddings + self.position_embeddings(position_ids)
+        return self.dropout(self.norm(embeddings))
+
+
+class FlexiBertMixer(nn.Module):
+    """Token mixing of one layer: groups of heads, each with its operation, concatenated and projected."""
+
+    def __init__(self, config: FlexiBertConfig, spec: LayerSpec):
+        super().__init__()
+        self.head_size = spec.resolved_head_size
+        heads = dict.fromkeys(PROJECTIONS, 0)
+        # For each group, the heads of every projection that belong to it.
+        self.group_heads: list[dict[str, slice]] = []
+        for operation in spec.operations:
+            start = {name: heads[name] for name in operation.inputs}
+            for name in operation.inputs:
+                heads[name] += operation.projected_heads
+            self.group_heads.append({name: slice(first, heads[name]) for name, first in start.items()})
+        self.projections = nn.ModuleDict(
+            {PROJECTIONS[name]: nn.Linear(spec.hidden_size, n * self.head_size) for name, n in heads.items() if n}
+        )
+        self.operations = nn.ModuleList(
+            OPERATION_CLASSES[operation.op](config, spec, operation) for operation in spec.operations
+        )
+        self.distance_embedding = None
+        scores_positions = any(operation.scores_positions for operation in spec.operations)
+        if config.position_embedding_type == "relative_key" and scores_positions:
+            self.distance_embedding = nn.Embedding(2 * config.max_position_embeddings - 1, self.head_size)
+        self.output = nn.Linear(spec.mixing_size, spec.hidden_size) if spec.output_projection else nn.Identity()
+
+    def forward(self, hidden_states: torch.Tensor, context: MixingContext):
+        """hidden_states (B, L, D) -> (B, L, D) and the weights of all attention heads (B, h, L, L), or None.
+
+        In a packed batch hidden_states and output are (1, N, D); the operations see it as padded groups of rows.
+        """
+        inputs = {
+            name: self.projections[module](hidden_states)
+            for name, module in PROJECTIONS.items()
+            if module in self.projections
+        }
+        if not context.groups:
+            mixed, attentions = self.mix(inputs, hidden_states, context)
+            return self.output(mixed), attentions
+        outputs, start = [], 0
+        for group in context.groups:
+            tokens = slice(start, start + len(group.packing.indices))
+            padded = {name: group.packing.unpack(x[:, tokens]) for name, x in inputs.items()}
+            mixed, _ = self.mix(padded, group.packing.unpack(hidden_states[:, tokens]), group)
+            outputs.append(group.packing.pack(mixed))
+            start = tokens.stop
+        return self.output(torch.cat(outputs, dim=1)), None
+
+    def mix(self, inputs: dict[str, torch.Tensor], hidden_states: torch.Tensor, context: MixingContext):
+        """Projections (B, L, heads * d) and layer input (B, L, D) -> all heads (B, L, H * d), attention weights."""
+        distances = self.embed_distances(hidden_states)
+        inputs = {name: x.unflatten(-1, (-1, self.head_size)).transpose(1, 2) for name, x in inputs.items()}
+        outputs, weights = [], []
+        for operation, heads in zip(self.operations, self.group_heads, strict=True):
+            group = {name: inputs[name][:, own] for name, own in heads.items()}  # each (B, p, L, d)
+            output, attention = operation(group, hidden_states, context, distance_embedding=distances)
+            outputs.append(output)
+            if attention is not None:
+                weights.append(attention)
+        mixed = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)  # (B, H, L, d)
+        attentions = torch.cat(weights, dim=1) if len(weights) > 1 else next(iter(weights), None)
+        return mixed.transpose(1, 2).flatten(2), attentions
+
+    def embed_distances(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """Rows of the table of relative positions from distance L - 1 to 1 - L, (2L - 1, d); None without a table."""
+        if self.distance_embedding is None:
+            return None
+        length, zero = hidden_states.shape[1], self.distance_embedding.num_embeddings // 2
+        return self.distance_embedding(zero - torch.arange(1 - length, length, device=hidden_states.device))
+
+
+class FlexiBertFeedForward(nn.Module):
+    """One perceptron of any depth: D -> f1 -> f2 -> ... -> D with the activation after each hidden layer."""
+
+    def __init__(self, config: FlexiBertConfig, spec: LayerSpec):
+        super().__init__()
+        sizes = (spec.hidden_size, *spec.feed_forward)
+        self.hidden = nn.ModuleList(nn.Linear(size, next_size) for size, next_size in zip(sizes, sizes[1:]))
+        self.output = nn.Linear(sizes[-1], spec.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        for linear in self.hidden:
+            hidden_states = self.activation(linear(hidden_states))
+        return self.output(hidden_states)
+
+
+class FlexiBertLayer(GradientCheckpointingLayer):
+    """(B, L, input_size) -> (B, L, D): resize, mix tokens, transform tokens; add and norm after the last two."""
+
+    def __init__(self, config: FlexiBertConfig, spec: LayerSpec, input_size: int, always_resize: bool = False):
+        super().__init__()
+        self.resize = None
+        if always_resize or input_size != spec.hidden_size:
+            self.resize = nn.Linear(input_size, spec.hidden_size)
+        self.mixer = FlexiBertMixer(config, spec)
+        self.mixer_norm = nn.LayerNorm(spec.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = FlexiBertFeedForward(config, spec)
+        self.feed_forward_norm = nn.LayerNorm(spec.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, hidden_states: torch.Tensor, context: MixingContext, positions: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`positions` (N,) are indices into the flattened batch if the output is wanted there only, (N, D)."""
+        if self.resize is not None:
+            hidden_states = self.resize(hidden_states)
+        mixed, _ = self.mixer(hidden_states, context)
+        if positions is not None:
+            hidden_states, mixed = (states.flatten(0, 1)[positions] for states in (hidden_states, mixed))
+        hidden_states = self.mixer_norm(hidden_states + self.dropout(mixed))
+        transformed = self.feed_forward(hidden_states)
+        return self.feed_forward_norm(hidden_states + self.dropout(transformed))
+
+
+@auto_docstring
+class FlexiBertPreTrainedModel(PreTrainedModel):
+    config: FlexiBertConfig
+    base_model_prefix = "model"
+    _input_embed_layer = "word_embeddings"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules = ["FlexiBertEmbeddings", "FlexiBertLayer"]
+    _can_record_outputs = {
+        "hidden_states": FlexiBertLayer,
+        "attentions": FlexiBertMixer,
+    }
+
+    def __init__(self, config: FlexiBertConfig, *args, **kwargs):
+        self._masks_pairs = softmax_attention_only(config)
+        # Flash attention takes no score bias, and nothing but softmax attention knows its unpadded batches.
+        self._supports_flash_attn = config.position_embedding_type != "relative_key" and self._masks_pairs
+        super().__init__(config, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if type(module) in OPERATION_CLASSES.values() and hasattr(module, "init_parameters"):
+            module.init_parameters()
+        elif isinstance(module, nn.Conv1d):
+            init.normal_(module.weight, std=self.config.initializer_range)
+
+
+@auto_docstring
+class FlexiBertModel(FlexiBertPreTrainedModel):
+    def __init__(self, config: FlexiBertConfig, add_pooling_layer: bool = True):
+        r"""
+        add_pooling_layer (`bool`, *optional*, defaults to `True`):
+            Whether to put a linear layer with tanh on the first token's last state, as sequence heads want it.
+        """
+        super().__init__(config)
+        specs = config.layer_specs
+        input_sizes = (config.embedding_size, *(spec.hidden_size for spec in specs))
+        self.embeddings = FlexiBertEmbeddings(config)
+        self.layers = nn.ModuleList(
+            FlexiBertLayer(config, spec, input_size, always_resize=config.project_embeddings and index == 0)
+            for index, (spec, input_size) in enumerate(zip(specs, input_sizes))
+        )
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if add_pooling_layer else None
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @capture_outputs
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        output_positions: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        output_positions (`torch.LongTensor` of shape `(num_outputs,)`, *optional*):
+            Indices into the flattened batch. The last hidden state is given there only, `(num_outputs, hidden_size)`,
+            which spares the last layer its feed-forward network elsewhere.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        shape = input_ids.shape if inputs_embeds is None else inputs_embeds.shape[:2]
+        device = input_ids.device if inputs_embeds is None else inputs_embeds.device
+        length, positions = shape[1], self.config.max_position_embeddings
+        if length > positions and self.config.position_embedding_type != "rotary":
+            raise ValueError(f"sequence length {length} exceeds max_position_embeddings {positions}")
+        if attention_mask is not None and attention_mask.dim() != 2 and not self._masks_pairs:
+            raise ValueError(
+                "attention_mask: (batch, length) is expected, for a layer has more than softmax attention"
+            )
+        if position_ids is None:
+            position_ids = torch.arange(length, device=device)[None]
+
+        hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (B, L, E)
+        mask = padding_mask(attention_mask, device)
+        recording = any(
+            kwargs.get(name, getattr(self.config, name)) for name in ("output_hidden_states", "output_attentions")
+        )
+        if self.config.unpad_inputs and mask is not None and not recording and not is_tracing(mask):
+            hidden_states = self.encode_unpadded(hidden_states, mask, position_ids)
+        else:
+            # The pooler's token may not be among the positions.
+            early = output_positions if self.pooler is None else None
+            context = self.mixing_context(hidden_states, attention_mask, mask, position_ids)
+            hidden_states = self.encode(hidden_states, context, early)
+        pooled = None if self.pooler is None else torch.tanh(self.pooler(hidden_states[:, 0]))
+        if output_positions is not None and hidden_states.dim() == 3:
+            hidden_states = hidden_states.flatten(0, 1)[output_positions]
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+
+    def encode(self, hidden_states, context: MixingContext, output_positions=None) -> torch.Tensor:
+        """(B, L, E) -> (B, L, D), or (N, D) at N positions, through all layers."""
+        for layer in self.layers[:-1]:
+            hidden_states = layer(hidden_states, context)
+        return self.layers[-1](hidden_states, context, output_positions)
+
+    def mixing_context(self, hidden_states, attention_mask, mask, position_ids) -> MixingContext:
+        """What layers have to know; `mask` (B, L) is true at real tokens, or None."""
+        attention_mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+        )
+        return MixingContext(attention_mask, mask, position_ids, made={})
+
+    def encode_unpadded(self, hidden_states, mask, position_ids) -> torch.Tensor:
+        """The same without padding: tokens are mixed in groups of rows of similar length, each cut to its longest."""
+        batch, length = mask.shape
+        lengths = (mask * torch.arange(1, length + 1, device=mask.device)).amax(dim=-1)
+        places = torch.arange(batch * length, device=mask.device).view(batch, length)
+        groups, indices = [], []
+        for rows in lengths.argsort().chunk(MIXING_GROUPS):
+            cut = rows, slice(max(1, int(lengths[rows].max())))  # a row may be all padding
+            group_mask = mask[cut]
+            packing = Packing(tuple(group_mask.shape), group_mask.flatten().nonzero().flatten())
+            indices.append(places[cut][group_mask])
+            group_mask = None if group_mask.all() else group_mask
+            positions = position_ids[:, cut[1]] if len(position_ids) == 1 else position_ids[cut]
+            group = self.mixing_context(hidden_states[cut], group_mask, group_mask, positions)
+            groups.append(group._replace(packing=packing))
+        whole = Packing((batch, length), torch.cat(indices))
+        context = MixingContext(None, None, None, groups=tuple(groups))
+        return whole.unpack(self.encode(whole.pack(hidden_states), context))
+
+
+def softmax_attention_only(config: FlexiBertConfig) -> bool:
+    """Whether every operation is a softmax over keys, which any mask of pairs of tokens can be applied to."""
+    return all(
+        operation.op in ("self_attention", "attention_graph") and operation.scores_positions
+        for layer in config.layer_specs
+        for operation in layer.operations
+    )
+
+
+def padding_mask(attention_mask: torch.Tensor | None, device) -> torch.Tensor | None:
+    """(B, L) bool, true at real tokens; None where nothing is padded, which saves all masking."""
+    if attention_mask is None or attention_mask.dim() != 2:
+        return None
+    mask = attention_mask.to(device=device, dtype=torch.bool)
+    if not is_tracing(mask) and mask.all():
+        return None
+    return mask
+
+
+class FlexiBertPredictionHead(nn.Module):
+    """(..., D) -> (..., E) of the last layer; tied embeddings need the embeddings' width, untied ones keep D."""
+
+    def __init__(self, config: FlexiBertConfig):
+        super().__init__()
+        size = config.embedding_size if config.tie_word_embeddings else config.hidden_size
+        self.dense = nn.Linear(config.hidden_size, size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.activation(self.dense(hidden_states)))
+
+
+@auto_docstring
+class FlexiBertForMaskedLM(FlexiBertPreTrainedModel):
+    _tied_weights_keys = {"lm_head.weight": "model.embeddings.word_embeddings.weight"}
+
+    def __init__(self, config: FlexiBertConfig):
+        super().__init__(config)
+        self.model = FlexiBertModel(config, add_pooling_layer=False)
+        # Not "head": device_map="auto" of transformers 5.23 looks for names of modules inside "lm_head.".
+        self.prediction_head = FlexiBertPredictionHead(config)
+        self.lm_head = nn.Linear(self.prediction_head.dense.out_features, config.vocab_size)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        prediction_positions: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedLMOutput:
+        r"""
+        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Token ids to predict, -100 where nothing is predicted. With `config.sparse_prediction` the logits are
+            `(number of labelled tokens, vocab_size)`, in the order of the batch.
+        prediction_positions (`torch.LongTensor` of shape `(num_predictions,)`, *optional*):
+            Indices into the flattened batch. Logits are computed there only, `(num_predictions, vocab_size)`, and
+            labels, if any, are `(num_predictions,)`. Unlike `config.sparse_prediction` this keeps shapes static.
+        """
+        if prediction_positions is None and self.config.sparse_prediction and labels is not None:
+            prediction_positions = (labels.flatten() != -100).nonzero().flatten()
+            labels = labels.flatten()[prediction_positions]
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, prediction_positions)
+        outputs = self.model(*inputs, **kwargs)
+        logits = self.lm_head(self.prediction_head(outputs.last_hidden_state))  # (B, L, V) or (N, V)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+def classifier_dropout(config: FlexiBertConfig) -> nn.Dropout:
+    dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+    return nn.Dropout(dropout)
+
+
+@auto_docstring
+class FlexiBertForSequenceClassification(FlexiBertPreTrainedModel):
+    def __init__(self, config: FlexiBertConfig):
+        super().__init__(config)
+        self.model = FlexiBertModel(config)
+        self.dropout = classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
+        r"""
+        labels (`torch.Tensor` of shape `(batch_size,)`, *optional*):
+            Class indices, or numbers where `config.num_labels` is 1 (mean squared error).
+        """
+        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        logits = self.classifier(self.dropout(outputs.pooler_output))  # (B, labels)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+@auto_docstring
+class FlexiBertForTokenClassification(FlexiBertPreTrainedModel):
+    def __init__(self, config: FlexiBertConfig):
+        super().__init__(config)
+        self.model = FlexiBertModel(config, add_pooling_layer=False)
+        self.dropout = classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
+        r"""
+        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Class indices, -100 where a token has none.
+        """
+        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))  # (B, L, labels)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config, **kwargs)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+@auto_docstring
+class FlexiBertForQuestionAnswering(FlexiBertPreTrainedModel):
+    def __init__(self, config: FlexiBertConfig):
+        super().__init__(config)
+        self.model = FlexiBertModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        start_positions: torch.LongTensor | None = None,
+        end_positions: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> QuestionAnsweringModelOutput:
+        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        logits = self.qa_outputs(outputs.last_hidden_state)  # (B, L, 2)
+        start_logits, end_logits = (part.squeeze(-1).contiguous() for part in logits.split(1, dim=-1))
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+@auto_docstring
+class FlexiBertForMultipleChoice(FlexiBertPreTrainedModel):
+    def __init__(self, config: FlexiBertConfig):
+        super().__init__(config)
+        self.model = FlexiBertModel(config)
+        self.dropout = classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MultipleChoiceModelOutput:
+        r"""
+        input_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`):
+            Token ids of every choice; the other inputs have the same leading dimensions.
+        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Index of the right choice.
+        """
+        choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        outputs = self.model(*(None if x is None else x.flatten(0, 1) for x in inputs), **kwargs)
+        logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, choices)  # (B, choices)
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return MultipleChoiceModelOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = [
+    "FlexiBertForMaskedLM",
+    "FlexiBertForMultipleChoice",
+    "FlexiBertForQuestionAnswering",
+    "FlexiBertForSequenceClassification",
+    "FlexiBertForTokenClassification",
+    "FlexiBertModel",
+    "FlexiBertPreTrainedModel",
+]

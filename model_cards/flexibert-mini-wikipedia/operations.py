@@ -1,0 +1,456 @@
+"""The operations that mix tokens, one module per tag of `spec.OPERATIONS`.
+
+Sources: self-attention, linear transforms and span-based dynamic convolution as FlexiBERT combines them (arXiv
+2205.11656, Section 3.1), after FNet (arXiv 2105.03824) and ConvBERT (arXiv 2008.02496); lightweight convolution (arXiv
+1901.10430) and searched attention as AutoBERT-Zero uses them (arXiv 2107.07445, Section 3).
+
+Every module has the signature
+
+    forward(inputs, hidden_states, context) -> (output, attention weights or None)
+
+where `inputs` holds the projections that the spec asks for, each (B, p, L, d), `hidden_states` is the layer input
+(B, L, D) and the output is (B, h, L, d). Padding never reaches a real token unless the spec says `mix_padding`.
+
+Notation: B batch, L sequence length, D hidden size, h heads in the group, p projected heads in the group, d head size,
+K kernel size.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.import_utils import is_tracing
+
+from .attention_graph import softmax_tail
+from .spec import OPERATIONS, LayerSpec
+
+
+class MixingContext(NamedTuple):
+    """What all layers of one forward pass share; made once by the base model.
+
+    Attributes:
+        attention_mask: The mask in the form that the attention backend wants, or None without padding.
+        padding_mask: (B, L) bool, true at real tokens, or None without padding.
+        position_ids: (1 or B, L), used by rotary positions.
+        made: Matrices that depend on nothing but the above, kept by the first layer that makes them, see `once`.
+        packing: For a group of rows of a packed batch, where its tokens stand.
+        groups: For a packed batch, the contexts of its groups; it has nothing else.
+    """
+
+    attention_mask: torch.Tensor | None
+    padding_mask: torch.Tensor | None
+    position_ids: torch.Tensor | None
+    made: dict | None = None
+    packing: "Packing | None" = None
+    groups: tuple = ()
+
+    def once(self, key: tuple, make: Callable):
+        """What `make()` returns, made by the first layer that asks for `key`."""
+        if self.made is None:
+            return make()
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
+
+class Packing(NamedTuple):
+    """The real tokens of padded rows (B, L, D), one after another: (1, N, D). All but mixing runs on them alone.
+
+    Attributes:
+        shape: B and L.
+        indices: (N,) of the real tokens in the flattened batch.
+    """
+
+    shape: tuple[int, int]
+    indices: torch.Tensor
+
+    def pack(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, L, D) -> (1, N, D)"""
+        return x.flatten(0, 1)[self.indices][None]
+
+    def unpack(self, x: torch.Tensor) -> torch.Tensor:
+        """(1, N, D) -> (B, L, D) with zeros at padding."""
+        padded = x.new_zeros(self.shape[0] * self.shape[1], x.shape[-1])
+        return padded.index_copy(0, self.indices, x[0]).unflatten(0, self.shape)
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Attention that also returns its weights; `attention_mask` is additive and broadcasts to (B, h, L, L)."""
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling  # (B, h, L, L)
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2), weights  # (B, L, h, d)
+
+
+class ScoredAttention(nn.Module):
+    """softmax(queries keys^T * scaling + positions) values on the attention backend of the configuration.
+
+    Shared by all operations that end in a softmax over keys. `relative_key` adds q_i . R[i - r] to the unscaled score
+    of query i and key r (Shaw et al. 2018); the rows of R belong to the layer and are handed in.
+    """
+
+    is_causal = False
+
+    def __init__(self, config, head_size: int):
+        super().__init__()
+        self.config = config
+        self.scaling = head_size**-0.5
+        self.dropout = config.attention_probs_dropout_prob
+
+    def forward(self, query, key, value, context: MixingContext, distance_embedding=None, scaling=None):
+        """All (B, h, L, d), `distance_embedding` (2L - 1, d) or None; returns (B, h, L, d), (B, h, L, L) or None."""
+        scaling = self.scaling if scaling is None else scaling
+        if self.config.position_embedding_type == "rotary":
+            query, key = (rotate(x, context.position_ids, self.config.rotary_base) for x in (query, key))
+        mask = context.attention_mask
+        if distance_embedding is not None:
+            mask = add_to_mask(relative_scores(query, distance_embedding) * scaling, mask)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.dropout if self.training else 0.0
+        output, weights = attend(self, query, key, value, mask, scaling=scaling, dropout=dropout)
+        return output.transpose(1, 2), weights
+
+
+def rotate(x: torch.Tensor, position_ids: torch.Tensor, base: float) -> torch.Tensor:
+    """Rotary positions (arXiv 2104.09864) on x (B, h, L, d); an odd last feature is left alone."""
+    half = x.shape[-1] // 2
+    frequencies = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    angles = position_ids[:, None, :, None].float() * frequencies  # (1 or B, 1, L, d / 2)
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+
+
+def relative_scores(query: torch.Tensor, distance_embedding: torch.Tensor) -> torch.Tensor:
+    """q_i . R[i - r] for all pairs: query (B, h, L, d), R (2L - 1, d) from distance L - 1 to 1 - L -> (B, h, L, L)."""
+    return _unskew(torch.matmul(query, distance_embedding.to(query.dtype).T))
+
+
+def _unskew(x: torch.Tensor) -> torch.Tensor:
+    """(..., L, 2 L - 1) -> (..., L, L) with y[i, r] = x[i, L - 1 - i + r]; row i is shifted left by L - 1 - i."""
+    length = x.shape[-2]
+    flat = nn.functional.pad(x, (0, 1)).flatten(-2)  # rows of 2 L
+    return flat[..., length - 1 : length - 1 + length * (2 * length - 1)].unflatten(-1, (length, -1))[..., :length]
+
+
+def add_to_mask(bias: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Adds a score bias (B, h, L, L) to a backend's mask, which is None, additive or bool (true where visible)."""
+    if mask is None:
+        return bias
+    if mask.dtype == torch.bool:
+        return bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
+    return bias + mask
+
+
+class SelfAttentionOperation(nn.Module):
+    """Softmax attention; the weighted multiplicative kind scores q W k^T with one W (d, d) for the group."""
+
+    def __init__(self, config, layer: LayerSpec, spec):
+        super().__init__()
+        self.attention = ScoredAttention(config, layer.resolved_head_size)
+        self.weight = None
+        if spec.similarity == "weighted_multiplicative":
+            self.weight = nn.Parameter(torch.empty(layer.resolved_head_size, layer.resolved_head_size))
+
+    def init_parameters(self):
+        if self.weight is not None:
+            init.uniform_(self.weight, -0.1, 0.1)
+
+    def forward(self, inputs, hidden_states, context, distance_embedding=None):
+        query, key = inputs["q"], inputs["k"]
+        if self.weight is None:
+            return self.attention(query, key, inputs["v"], context, distance_embedding)
+        # The position score belongs to the query itself, so W goes to the key's side.
+        return self.attention(query, torch.matmul(key, self.weight.T), inputs["v"], context, distance_embedding)
+
+
+class RelativeAttention(nn.Module):
+    """Attention that scores by relative position alone, softmax(q_i . R[i - r] / sqrt(d)) v.
+
+    FlexiBERT's public code puts it beside every transform and, in FlexiBERT 2, beside every convolution. Without a
+    table R (positions other than "relative_key") it is the mean of the values over real tokens.
+    """
+
+    def __init__(self, config, head_size: int):
+        super().__init__()
+        self.scaling = head_size**-0.5
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+
+    def forward(self, query, value, context: MixingContext, distance_embedding):
+        """query, value (B, h, L, d) -> (B, h, L, d)."""
+        if distance_embedding is None:
+            # A product, so that the query has a gradient, if only 0: data parallel training waits for all of them.
+            scores = torch.matmul(query, query.new_zeros(query.shape[-1], query.shape[-2]))
+        else:
+            scores = relative_scores(query, distance_embedding) * self.scaling
+        if context.padding_mask is not None:
+            scores = scores.masked_fill(~context.padding_mask[:, None, None, :], torch.finfo(scores.dtype).min)
+        return torch.matmul(self.dropout(scores.softmax(dim=-1)), value)
+
+
+class LinearTransformOperation(nn.Module):
+    """Real part of the two-dimensional DFT, or the DCT-II, over sequence and features, as products with matrices.
+
+    Matrix products run in every dtype, export everywhere, and let each row be transformed over its own length: the
+    matrix of a padded row has the entries of the shorter transform, and zeros at padding.
+    """
+
+    def __init__(self, config, layer: LayerSpec, spec):
+        super().__init__()
+        self.spec = spec
+        self.relative = RelativeAttention(config, layer.resolved_head_size) if spec.relative_attention else None
+
+    def forward(self, inputs, hidden_states, context, distance_embedding=None):
+        layer_input = self.spec.source == "layer"
+        x = hidden_states[:, None] if layer_input else inputs["v"]  # (B, 1, L, D) or (B, h, L, d)
+        mask = None if self.spec.mix_padding else context.padding_mask
+        transform, matrices = TRANSFORMS[self.spec.transform]
+        ortho = self.spec.norm == "ortho"
+        key = (self.spec.transform, ortho, mask is None, x.dtype, x.device)
+        output = transform(x, context.once(key, lambda: matrices(x, mask, ortho)), ortho)
+        if layer_input:
+            output = output[:, 0].unflatten(-1, (self.spec.num_heads, -1)).transpose(1, 2)  # (B, h, L, d)
+        if self.relative is not None:
+            output = output + self.relative(inputs["q"], inputs["v"], context, distance_embedding)
+        return output, None
+
+
+def fourier_transform(x: torch.Tensor, sequence: tuple[torch.Tensor, torch.Tensor], ortho: bool) -> torch.Tensor:
+    """Re(F_L x F_d) of x (B, h, L, d), with F_L from `fourier_matrices`, each row over its real tokens.
+
+    With C and S the cosine and sine matrices this is C_L x C_d - S_L x S_d. Feature d - e has the cosine of feature e
+    and its negative sine, so only d // 2 + 1 columns are computed: column e is A - B, column d - e is A + B.
+    """
+    size = x.shape[-1]
+    half = size // 2 + 1
+    index = torch.arange(size, device=x.device)
+    cos, sin = _cos_sin(index[:, None] * index[:half], size)
+    features = torch.cat([cos, sin], dim=-1) * (size**-0.5 if ortho else 1.0)
+    cos_part, sin_part = torch.matmul(x, features.to(x.dtype)).chunk(2, dim=-1)  # each (B, h, L, half)
+    cos, sin = sequence
+    cos_part, sin_part = torch.matmul(cos, cos_part), torch.matmul(sin, sin_part)
+    mirrored = (cos_part + sin_part)[..., 1 : size - half + 1].flip(-1)
+    return torch.cat([cos_part - sin_part, mirrored], dim=-1)
+
+
+def fourier_matrices(x, padding_mask: torch.Tensor | None, ortho: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine matrices over the sequence of x (B, h, L, d): (L, L), or (B, 1, L, L) with zeros at padding."""
+    positions, lengths, mask = _rows(x, padding_mask)
+    scale = lengths**-0.5 if ortho else 1.0
+    scale = scale if mask is None else scale * mask
+    cos, sin = _cos_sin(positions[..., :, None] * positions[..., None, :], lengths)
+    return (cos * scale).to(x.dtype), (sin * scale).to(x.dtype)
+
+
+def _cos_sin(products: torch.Tensor, period) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of 2 pi n / period for whole n, which are reduced first to keep float32 exact at any length."""
+    angles = (products % period).float() * (2 * torch.pi / period)
+    return angles.cos(), angles.sin()
+
+
+def cosine_transform(x: torch.Tensor, sequence: torch.Tensor, ortho: bool) -> torch.Tensor:
+    """DCT-II of x (B, h, L, d) over features and, with `sequence` from `cosine_matrix`, each row's real tokens."""
+    index = torch.arange(x.shape[-1], device=x.device)
+    features = _cosines(index, index, x.shape[-1], ortho).T
+    return torch.matmul(sequence, torch.matmul(x, features.to(x.dtype)))
+
+
+def cosine_matrix(x, padding_mask: torch.Tensor | None, ortho: bool) -> torch.Tensor:
+    """DCT-II over the sequence of x (B, h, L, d): (L, L), or (B, 1, L, L) with zeros at padding."""
+    positions, lengths, mask = _rows(x, padding_mask)
+    matrix = _cosines(positions, positions, lengths, ortho)
+    return (matrix if mask is None else matrix * mask).to(x.dtype)
+
+
+def _cosines(k: torch.Tensor, n: torch.Tensor, length, ortho: bool) -> torch.Tensor:
+    """2 cos(pi k (2 n + 1) / (2 N)) for all k, n in scipy's convention: (..., k, n); orthonormal rows on request."""
+    products = k[..., :, None] * (2 * n[..., None, :] + 1)
+    matrix = 2 * ((products % (4 * length)).float() * (torch.pi / (2 * length))).cos()
+    if not ortho:
+        return matrix
+    first = (k == 0)[..., :, None]
+    return matrix * torch.where(first, 0.5 / length**0.5, (0.5 / length) ** 0.5)
+
+
+def _rows(x, padding_mask):
+    """Positions within each row, row lengths, and the mask of pairs of real tokens, shaped for (B, h, L, L)."""
+    if padding_mask is None:
+        return torch.arange(x.shape[-2], device=x.device), torch.tensor(x.shape[-2], device=x.device), None
+    positions = (padding_mask.cumsum(-1) - 1).clamp(min=0)[:, None]  # (B, 1, L)
+    lengths = padding_mask.sum(-1).clamp(min=1)[:, None, None, None]  # (B, 1, 1, 1)
+    return positions, lengths, (padding_mask[:, None, :, None] & padding_mask[:, None, None, :])
+
+
+TRANSFORMS = {"fourier": (fourier_transform, fourier_matrices), "cosine": (cosine_transform, cosine_matrix)}
+"""Name -> the transform, and what makes its part over the sequence, which is the same in all layers."""
+
+
+class DynamicConvolutionOperation(nn.Module):
+    """Span-based dynamic convolution (ConvBERT, Section 3.2): kernels = softmax(W (q * separable_conv(x))).
+
+    Every token has one kernel of K taps per head, made from its query and the span around it, and applied to the
+    values. Kernels of all heads in the group come out of one linear layer.
+    """
+
+    def __init__(self, config, layer: LayerSpec, spec):
+        super().__init__()
+        self.spec = spec
+        self.heads = spec.projected_heads
+        width = self.heads * layer.resolved_head_size
+        channels = layer.hidden_size if spec.source == "layer" else width
+        self.depthwise = nn.Conv1d(
+            channels, channels, spec.kernel_size, padding=spec.kernel_size // 2, groups=channels, bias=False
+        )
+        self.pointwise = nn.Linear(channels, width)
+        self.kernel = nn.Linear(width, self.heads * spec.kernel_size)
+        self.value = None
+        if spec.mixed_attention:
+            self.value = nn.Linear(layer.hidden_size, width)
+        elif spec.source == "head":
+            self.value = nn.Linear(width, width)
+        self.attention = ScoredAttention(config, layer.resolved_head_size) if spec.mixed_attention else None
+        self.relative = RelativeAttention(config, layer.resolved_head_size) if spec.relative_attention else None
+
+    def forward(self, inputs, hidden_states, context, distance_embedding=None):
+        query = _merge_heads(inputs["q"])  # (B, L, p d)
+        source = hidden_states if self.spec.source == "layer" else _merge_heads(inputs["k"])
+        if self.value is None:
+            value = inputs["v"]
+        else:
+            value = self.value(hidden_states if self.spec.mixed_attention else _merge_heads(inputs["v"]))
+            value = value.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        if context.padding_mask is not None and not self.spec.mix_padding:
+            source = source * context.padding_mask[..., None]
+            value = value * context.padding_mask[:, None, :, None]
+        span = self.pointwise(self.depthwise(source.transpose(1, 2)).transpose(1, 2))  # (B, L, p d)
+        kernels = self.kernel(span * query).unflatten(-1, (self.heads, -1)).softmax(dim=-1)  # (B, L, p, K)
+        output = convolve(value, kernels.transpose(1, 2))
+        if self.relative is not None:
+            output = output + self.relative(inputs["q"], inputs["v"], context, distance_embedding)
+        if self.attention is None:
+            return output, None
+        attended, weights = self.attention(inputs["q"], inputs["k"], inputs["v"], context, distance_embedding)
+        return torch.cat([attended, output], dim=1), weights
+
+
+def _merge_heads(x: torch.Tensor) -> torch.Tensor:
+    """(B, h, L, d) -> (B, L, h d)"""
+    return x.transpose(1, 2).flatten(2)
+
+
+def convolve(value: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
+    """out[t] = sum_j kernels[t, j] value[t + j - K // 2] with zeros outside the sequence.
+
+    The kernels become the band of a (L, L) matrix by writing each row one place further right than the last.
+
+    Args:
+        value: (B, h, L, d).
+        kernels: (B or 1, h, L, K), one kernel per token.
+    """
+    length, taps = kernels.shape[-2:]
+    flat = nn.functional.pad(kernels, (0, length)).flatten(-2)[..., : length * (length + taps - 1)]
+    band = flat.unflatten(-1, (length, length + taps - 1))[..., taps // 2 : taps // 2 + length]  # (B, h, L, L)
+    return torch.matmul(band, value)
+
+
+class LightweightConvolutionOperation(nn.Module):
+    """Depthwise convolution with one softmax-normalised kernel (K taps) per head, behind a gated linear unit."""
+
+    def __init__(self, config, layer: LayerSpec, spec):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(spec.num_heads, spec.kernel_size))
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+
+    def init_parameters(self):
+        init.normal_(self.weight, std=0.02)
+
+    def forward(self, inputs, hidden_states, context, distance_embedding=None):
+        value = inputs["v"] * inputs["g"].sigmoid() if "g" in inputs else inputs["v"]
+        if context.padding_mask is not None:
+            value = value * context.padding_mask[:, None, :, None]
+        kernel = self.dropout(self.weight.softmax(dim=-1))  # (h, K)
+        batch, heads, length, size = value.shape
+        # A product with the whole band wastes most of it and is still several times faster where the band is wide.
+        if not is_tracing(value) and length <= 16 * kernel.shape[-1]:
+            return convolve(value, kernel[None, :, None, :].expand(1, -1, length, -1)), None
+        x = value.transpose(2, 3).reshape(batch, heads * size, length)  # (B, h d, L)
+        kernel = kernel[:, None, :].repeat_interleave(size, dim=0)  # (h d, 1, K)
+        x = nn.functional.conv1d(x, kernel, padding=kernel.shape[-1] // 2, groups=heads * size)
+        return x.reshape(batch, heads, size, length).transpose(2, 3), None
+
+
+class SearchedAttentionOperation(nn.Module):
+    """Attention as a graph of primitives. A graph that ends in softmax attention runs on the attention backend."""
+
+    def __init__(self, config, layer: LayerSpec, spec):
+        super().__init__()
+        graph = spec.graph
+        self.tail = softmax_tail(graph)
+        self.nodes = self.tail.prefix if self.tail is not None else graph.nodes
+        self.shapes = graph.shapes()
+        self.head_size = layer.resolved_head_size
+        self.attention = ScoredAttention(config, self.head_size) if self.tail is not None else None
+
+    def forward(self, inputs, hidden_states, context, distance_embedding=None):
+        values = dict(inputs)
+        for node in self.nodes:
+            operands = [values[operand] for operand in node.operands]
+            values[node.name] = self.evaluate(node, operands, context.padding_mask)
+        if self.tail is None:
+            return values[self.nodes[-1].name], None
+        query, key, value = values[self.tail.queries], values[self.tail.keys], values[self.tail.values]
+        scaling = self.head_size ** (-self.tail.scalings / 2)
+        return self.attention(query, key, value, context, distance_embedding, scaling=scaling)
+
+    def evaluate(self, node, operands, padding_mask):
+        """One primitive on operands (B, h, rows, columns). Padding leaves every sum over the sequence here."""
+        x = operands[0]
+        sums_over_tokens = self.shapes[node.operands[0]][1] == "L" and padding_mask is not None
+        if node.primitive == "softmax":
+            if sums_over_tokens:
+                x = x.masked_fill(~padding_mask[:, None, None, :], torch.finfo(x.dtype).min)
+            return x.softmax(dim=-1)
+        if node.primitive == "matmul":
+            if sums_over_tokens:
+                x = x * padding_mask[:, None, None, :]
+            return torch.matmul(x, operands[1])
+        if node.primitive == "scale":
+            return x * self.head_size**-0.5
+        return PRIMITIVE_FUNCTIONS[node.primitive](*operands)
+
+
+def euclidean_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Distances between all rows of x and y, (B, h, L, d) each -> (B, h, L, L); smooth where rows are equal."""
+    squared = (x * x).sum(-1)[..., :, None] + (y * y).sum(-1)[..., None, :] - 2 * torch.matmul(x, y.transpose(-1, -2))
+    return (squared.clamp(min=0) + 1e-6).sqrt()
+
+
+def cosine_similarity(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Cosines between all rows of x and y, (B, h, L, d) each -> (B, h, L, L)."""
+    x, y = (nn.functional.normalize(rows, dim=-1, eps=1e-6) for rows in (x, y))
+    return torch.matmul(x, y.transpose(-1, -2))
+
+
+PRIMITIVE_FUNCTIONS = {
+    "neg": torch.neg,
+    "transpose": lambda x: x.transpose(-1, -2),
+    "logsigmoid": nn.functional.logsigmoid,
+    "softsign": nn.functional.softsign,
+    "add": torch.add,
+    "cosine_similarity": cosine_similarity,
+    "euclidean_distance": euclidean_distance,
+}
+
+OPERATION_CLASSES = {
+    "self_attention": SelfAttentionOperation,
+    "linear_transform": LinearTransformOperation,
+    "dynamic_convolution": DynamicConvolutionOperation,
+    "lightweight_convolution": LightweightConvolutionOperation,
+    "attention_graph": SearchedAttentionOperation,
+}
+assert OPERATION_CLASSES.keys() == OPERATIONS.keys()

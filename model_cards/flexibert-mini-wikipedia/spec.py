@@ -1,0 +1,367 @@
+"""What an encoder is, as a value: a tuple of layer specs that reads from and prints to plain JSON.
+
+A layer first mixes tokens and then transforms each token. Token mixing is a concatenation of heads; heads come in
+groups of one operation. That covers FlexiBERT (arXiv 2205.11656, Section 3.1; FlexiBERT 2's mixed heads included) and
+AutoBERT-Zero (arXiv 2107.07445, Section 3) alike:
+
+            x (B, L, D_in)
+            | resize (only if D_in != D)                 hidden_size = D
+            +------------------------------.
+            | q, k, v, p, g (those needed) |
+      .-----+-----.-----------.            |
+   2 heads     1 head      1 head          |             operations, concatenated to num_heads * head_size
+   attention   fourier     conv k=9        |
+      '-----+-----'-----------'            |
+            | output projection            |
+            + <----------------------------'  add & norm
+            | feed_forward = [512, 512] ---.
+            + <----------------------------'  add & norm
+            x (B, L, D)
+
+Everything here is torch-free. Bad data raises ValueError with the path of the offending value and what is accepted.
+"""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from .attention_graph import MAX_NODES, AttentionGraph, canonical, parse_graph, show, softmax_tail
+
+
+MAX_LAYERS = 1024
+MAX_WIDTH = 1 << 16
+MAX_KERNEL_SIZE = 1023
+
+
+def size(maximum: int, odd: bool = False, **kwargs):
+    """A dataclass field for a whole number from 1 to `maximum`."""
+    return field(metadata={"maximum": maximum, "odd": odd}, **kwargs)
+
+
+@dataclass(frozen=True)
+class OperationSpec:
+    """A group of heads of one layer that share an operation. Subclasses add the operation's own parameters.
+
+    Attributes:
+        op: The tag in JSON, class attribute.
+        num_heads: How many heads of the layer's concatenation the group fills.
+    """
+
+    op: ClassVar[str]
+    num_heads: int = size(1024)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Which projections of the layer input the group reads, of q, k, v, p and g (the gate of a convolution)."""
+        return ("q", "k", "v")
+
+    @property
+    def projected_heads(self) -> int:
+        """How many heads each of those projections has."""
+        return self.num_heads
+
+    @property
+    def scores_positions(self) -> bool:
+        """Whether the operation scores pairs of positions, so that relative positions have something to act on."""
+        return False
+
+    def validate(self, layer: "LayerSpec", path: str) -> None:
+        """Checks what a single field cannot tell; raises ValueError with the path."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON form; parameters at their default are left out, so a new parameter changes no fingerprint."""
+        return {"op": self.op, **_to_dict(self)}
+
+
+@dataclass(frozen=True)
+class SelfAttention(OperationSpec):
+    """Softmax attention. `weighted_multiplicative` puts a learned matrix between query and key (Luong et al. 2015)."""
+
+    op: ClassVar[str] = "self_attention"
+    similarity: Literal["scaled_dot_product", "weighted_multiplicative"] = "scaled_dot_product"
+
+    @property
+    def scores_positions(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class LinearTransform(OperationSpec):
+    """Parameter-free mixing by a two-dimensional transform over sequence and features, as FNet's (arXiv 2105.03824).
+
+    Attributes:
+        transform: "fourier" takes the real part of the DFT, "cosine" is the DCT-II.
+        source: "head" transforms each head's values over its own features (FlexiBERT 2), "layer" transforms the layer
+            input over all features (FNet, FlexiBERT).
+        norm: "ortho" keeps the scale of its input, "backward" is unnormalised as in the papers (`torch.fft` terms).
+        relative_attention: Adds attention by relative position alone, as FlexiBERT's public code has it.
+        mix_padding: Transforms over the padded length, as the references do. Otherwise each row over its own length.
+    """
+
+    op: ClassVar[str] = "linear_transform"
+    transform: Literal["fourier", "cosine"] = "fourier"
+    source: Literal["head", "layer"] = "head"
+    norm: Literal["ortho", "backward"] = "ortho"
+    relative_attention: bool = False
+    mix_padding: bool = False
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        if self.relative_attention:
+            return ("q", "v")
+        return ("v",) if self.source == "head" else ()
+
+    @property
+    def scores_positions(self) -> bool:
+        return self.relative_attention
+
+    def validate(self, layer: "LayerSpec", path: str) -> None:
+        if self.source == "layer" and self.num_heads * layer.resolved_head_size != layer.hidden_size:
+            raise ValueError(
+                f"{path}.source: 'layer' transforms all {layer.hidden_size} features, but the group holds "
+                f"{self.num_heads} heads of size {layer.resolved_head_size}; use 'head'"
+            )
+
+
+@dataclass(frozen=True)
+class DynamicConvolution(OperationSpec):
+    """Span-based dynamic convolution of ConvBERT (arXiv 2008.02496): each token makes its own kernel from its span.
+
+    Attributes:
+        kernel_size: Taps, odd. FlexiBERT searches 5, 9 and 13.
+        source: "layer" convolves the layer input (ConvBERT), "head" the group's own keys and values (FlexiBERT 2).
+        mixed_attention: Half of the heads are self-attention that shares its queries with the other half, ConvBERT's
+            mixed attention; needs an even number of heads.
+        relative_attention: Adds attention by relative position alone, as FlexiBERT 2's public code has it.
+        mix_padding: Lets padded positions into the windows, as the references do.
+    """
+
+    op: ClassVar[str] = "dynamic_convolution"
+    kernel_size: int = size(MAX_KERNEL_SIZE, odd=True, default=9)
+    source: Literal["layer", "head"] = "layer"
+    mixed_attention: bool = False
+    relative_attention: bool = False
+    mix_padding: bool = False
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        if self.source == "layer" and not self.mixed_attention:
+            return ("q", "v")
+        return ("q", "k", "v")
+
+    @property
+    def projected_heads(self) -> int:
+        return self.num_heads // 2 if self.mixed_attention else self.num_heads
+
+    @property
+    def scores_positions(self) -> bool:
+        return self.mixed_attention or self.relative_attention
+
+    def validate(self, layer: "LayerSpec", path: str) -> None:
+        if self.mixed_attention and self.num_heads % 2:
+            raise ValueError(f"{path}.num_heads: {self.num_heads} is odd, mixed attention needs an even number")
+        if self.mixed_attention and (self.source == "head" or self.relative_attention):
+            raise ValueError(f"{path}.mixed_attention: goes with source 'layer' and without relative_attention")
+
+
+@dataclass(frozen=True)
+class LightweightConvolution(OperationSpec):
+    """Depthwise convolution with one softmax-normalised kernel per head (Wu et al. 2019, arXiv 1901.10430).
+
+    Attributes:
+        kernel_size: Taps, odd. AutoBERT-Zero searches 3, 5, 7, 9, 15, 31 and 65.
+        gated: The input passes a gated linear unit first.
+    """
+
+    op: ClassVar[str] = "lightweight_convolution"
+    kernel_size: int = size(MAX_KERNEL_SIZE, odd=True, default=9)
+    gated: bool = True
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("v", "g") if self.gated else ("v",)
+
+
+@dataclass(frozen=True)
+class SearchedAttention(OperationSpec):
+    """Attention of AutoBERT-Zero: a graph of primitives, see `attention_graph.py`. Kept in canonical form."""
+
+    op: ClassVar[str] = "attention_graph"
+    nodes: tuple[str, ...] = field(metadata={"graph": True})
+
+    @property
+    def graph(self) -> AttentionGraph:
+        return parse_graph(self.nodes)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.graph.inputs
+
+    @property
+    def scores_positions(self) -> bool:
+        return softmax_tail(self.graph) is not None
+
+
+OPERATIONS: dict[str, type[OperationSpec]] = {
+    cls.op: cls
+    for cls in (SelfAttention, LinearTransform, DynamicConvolution, LightweightConvolution, SearchedAttention)
+}
+"""Tag in JSON -> spec class. `operations.OPERATION_CLASSES` has the modules under the same tags."""
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One encoder layer.
+
+    Attributes:
+        hidden_size: Width D of the layer's output.
+        operations: The groups of heads that are concatenated.
+        feed_forward: Widths of the hidden layers of the one feed-forward network, from first to last.
+        head_size: Features per head; by default hidden_size / number of heads.
+        output_projection: Whether a linear layer follows the concatenation (FNet has none).
+    """
+
+    hidden_size: int = size(MAX_WIDTH)
+    operations: tuple[OperationSpec, ...] = field(metadata={"operations": True})
+    feed_forward: tuple[int, ...] = field(metadata={"maximum": 1 << 20, "odd": False, "max_length": 16})
+    head_size: int | None = size(MAX_WIDTH, default=None)
+    output_projection: bool = True
+
+    @property
+    def num_heads(self) -> int:
+        return sum(operation.num_heads for operation in self.operations)
+
+    @property
+    def resolved_head_size(self) -> int:
+        return self.head_size or self.hidden_size // self.num_heads
+
+    @property
+    def mixing_size(self) -> int:
+        """Width of the concatenated heads."""
+        return self.num_heads * self.resolved_head_size
+
+    def to_dict(self) -> dict[str, Any]:
+        return _to_dict(self)
+
+    @classmethod
+    def from_dict(cls, data: Any, path: str = "layer") -> "LayerSpec":
+        """Parses one layer; ValueError with the path where the data is not a layer."""
+        layer = cls(**_parse_fields(cls, data.to_dict() if isinstance(data, cls) else data, path))
+        if layer.head_size is None and layer.hidden_size % layer.num_heads:
+            raise ValueError(
+                f"{path}.hidden_size: {layer.hidden_size} is not a multiple of the {layer.num_heads} heads; "
+                "change either or give head_size"
+            )
+        if layer.mixing_size > MAX_WIDTH:
+            raise ValueError(
+                f"{path}.head_size: {layer.num_heads} heads of {layer.head_size} features are {layer.mixing_size}, "
+                f"at most {MAX_WIDTH} are accepted"
+            )
+        if not layer.output_projection and layer.mixing_size != layer.hidden_size:
+            raise ValueError(
+                f"{path}.output_projection: false needs num_heads * head_size = hidden_size, "
+                f"got {layer.mixing_size} and {layer.hidden_size}"
+            )
+        for index, operation in enumerate(layer.operations):
+            operation.validate(layer, f"{path}.operations[{index}]")
+        return layer
+
+
+def parse_layers(data: Any, path: str = "layers") -> tuple[LayerSpec, ...]:
+    """Parses an encoder, a list of layers as plain data or as `LayerSpec`.
+
+    Raises:
+        ValueError: With the path of the first offending value and what is accepted.
+    """
+    if not isinstance(data, (list, tuple)) or not 1 <= len(data) <= MAX_LAYERS:
+        raise ValueError(f"{path}: expected a list of 1 to {MAX_LAYERS} layers, got {show(data)}")
+    return tuple(LayerSpec.from_dict(layer, f"{path}[{index}]") for index, layer in enumerate(data))
+
+
+def layers_to_dicts(layers: Iterable[LayerSpec]) -> list[dict[str, Any]]:
+    """The JSON form of an encoder, as it stands under "layers" in config.json."""
+    return [layer.to_dict() for layer in layers]
+
+
+def fingerprint(layers: Sequence[LayerSpec]) -> str:
+    """Identity of an architecture: the first 12 hexadecimal digits of the SHA-256 of its canonical JSON."""
+    text = json.dumps(layers_to_dicts(layers), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+# --- parsing ------------------------------------------------------------------------------------------------------
+
+
+def _to_dict(spec) -> dict[str, Any]:
+    values = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec) if getattr(spec, f.name) != f.default}
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value):
+    if isinstance(value, tuple):
+        return [item.to_dict() if isinstance(item, OperationSpec) else item for item in value]
+    return value
+
+
+def _parse_fields(cls, data: Any, path: str) -> dict[str, Any]:
+    """Keyword arguments of a spec class out of a dictionary: known keys only, each checked by its field."""
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected an object, got {show(data)}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in data:
+        if key not in fields and not (key == "op" and issubclass(cls, OperationSpec)):
+            raise ValueError(f"{path}: unknown key {show(key)}, known: {', '.join(fields)}")
+    for name, f in fields.items():
+        if f.default is dataclasses.MISSING and name not in data:
+            raise ValueError(f"{path}: {name} is missing")
+    return {name: _parse_value(fields[name], data[name], f"{path}.{name}") for name in fields if name in data}
+
+
+def _parse_value(f: dataclasses.Field, value: Any, path: str):
+    if "operations" in f.metadata:
+        return tuple(_parse_operation(item, f"{path}[{i}]") for i, item in enumerate(_list(value, 1024, path)))
+    if "graph" in f.metadata:
+        lines = canonical(parse_graph(value, path)).lines
+        if len(lines) > MAX_NODES:  # moving transposes may add nodes
+            raise ValueError(f"{path}: {len(lines)} nodes in canonical form, at most {MAX_NODES} are accepted")
+        return lines
+    if "max_length" in f.metadata:
+        items = _list(value, f.metadata["max_length"], path)
+        return tuple(_parse_size(f, item, f"{path}[{i}]") for i, item in enumerate(items))
+    if "maximum" in f.metadata:
+        optional = isinstance(f.type, types.UnionType) and value is None
+        return None if optional else _parse_size(f, value, path)
+    choices = (False, True) if f.type is bool else typing.get_args(f.type)
+    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
+        raise ValueError(f"{path}: {show(value)} is not accepted, known: {', '.join(map(json.dumps, choices))}")
+    return value
+
+
+def _parse_size(f: dataclasses.Field, value: Any, path: str) -> int:
+    maximum, odd = f.metadata["maximum"], f.metadata["odd"]
+    if type(value) is not int or not 1 <= value <= maximum or (odd and value % 2 == 0):
+        kind = "an odd whole number" if odd else "a whole number"
+        raise ValueError(f"{path}: {show(value)} is not accepted, expected {kind} from 1 to {maximum}")
+    return value
+
+
+def _parse_operation(data: Any, path: str) -> OperationSpec:
+    if type(data) in OPERATIONS.values():
+        data = data.to_dict()
+    op = data.get("op") if isinstance(data, dict) else None
+    cls = OPERATIONS.get(op) if isinstance(op, str) else None
+    if cls is None:
+        got = f"unknown operation {show(op)}" if isinstance(data, dict) else f"not an operation {show(data)}"
+        raise ValueError(f"{path}: {got}, known: {', '.join(OPERATIONS)}")
+    return cls(**_parse_fields(cls, data, path))
+
+
+def _list(value: Any, max_length: int, path: str) -> list | tuple:
+    if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= max_length:
+        raise ValueError(f"{path}: expected a list of 1 to {max_length} items, got {show(value)}")
+    return value
