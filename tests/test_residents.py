@@ -1,4 +1,4 @@
-"""The checkpoints in model_cards/: they open in a process without this package, and their cards are of their weights."""
+"""The checkpoints in model_cards/: they open in a process without this package, and are undamaged."""
 
 import subprocess
 import sys
