@@ -149,7 +149,7 @@ def test_failed_save_leaves_the_old_checkpoint(own):
             raise OSError("No space left on device")
 
     before = {path.name: path.read_bytes() for path in own.iterdir() if path.is_file()}
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match="own cannot be written and is left as it was: No space left"):
         save_checkpoint(build(SPECS["fourier"]), FullDisk(), own, FACTS)
     assert {path.name: path.read_bytes() for path in own.iterdir() if path.is_file()} == before
     assert [path.name for path in own.parent.iterdir()] == ["own"]
