@@ -85,8 +85,11 @@ class FlexiBertMixer(nn.Module):
             self.distance_embedding = nn.Embedding(2 * config.max_position_embeddings - 1, self.head_size)
         self.output = nn.Linear(spec.mixing_size, spec.hidden_size) if spec.output_projection else nn.Identity()
 
-    def forward(self, hidden_states: torch.Tensor, context: MixingContext):
-        """hidden_states (B, L, D) -> (B, L, D) and the weights of all attention heads (B, h, L, L), or None."""
+    def forward(self, hidden_states: torch.Tensor, context: MixingContext, positions: torch.Tensor | None = None):
+        """hidden_states (B, L, D) -> (B, L, D) and the weights of all attention heads (B, h, L, L), or None.
+
+        With `positions` (N,), indices into the flattened batch, the first of them is given there only: (N, D).
+        """
         distances = self.embed_distances(hidden_states)
         projected = {
             name: self.projections[module](hidden_states).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
@@ -102,7 +105,8 @@ class FlexiBertMixer(nn.Module):
                 weights.append(attention)
         mixed = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)  # (B, H, L, d)
         attentions = torch.cat(weights, dim=1) if len(weights) > 1 else next(iter(weights), None)
-        return self.output(mixed.transpose(1, 2).flatten(2)), attentions
+        mixed = mixed.transpose(1, 2).flatten(2)
+        return self.output(mixed if positions is None else mixed.flatten(0, 1)[positions]), attentions
 
     def embed_distances(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """Rows of the table of relative positions from distance L - 1 to 1 - L, (2L - 1, d); None without a table."""
@@ -148,9 +152,9 @@ class FlexiBertLayer(GradientCheckpointingLayer):
         """`positions` (N,) are indices into the flattened batch if the output is wanted there only, (N, D)."""
         if self.resize is not None:
             hidden_states = self.resize(hidden_states)
-        mixed, _ = self.mixer(hidden_states, context)
+        mixed, _ = self.mixer(hidden_states, context, positions)
         if positions is not None:
-            hidden_states, mixed = (states.flatten(0, 1)[positions] for states in (hidden_states, mixed))
+            hidden_states = hidden_states.flatten(0, 1)[positions]
         hidden_states = self.mixer_norm(hidden_states + self.dropout(mixed))
         transformed = self.feed_forward(hidden_states)
         return self.feed_forward_norm(hidden_states + self.dropout(transformed))
