@@ -89,27 +89,33 @@ class FlexiBertMixer(nn.Module):
             self.distance_embedding = nn.Embedding(2 * config.max_position_embeddings - 1, self.head_size)
         self.output = nn.Linear(spec.mixing_size, spec.hidden_size) if spec.output_projection else nn.Identity()
 
-    def forward(self, hidden_states: torch.Tensor, context: MixingContext):
+    def forward(self, hidden_states: torch.Tensor, context: MixingContext, positions: torch.Tensor | None = None):
         """hidden_states (B, L, D) -> (B, L, D) and the weights of all attention heads (B, h, L, L), or None.
 
-        In a packed batch hidden_states and output are (1, N, D); the operations see it as padded groups of rows.
+        With `positions` (N,), indices into the flattened batch, the first of them is given there only: (N, D).
+        In a packed batch B is 1 and L the number of real tokens; the operations see it as padded groups of rows.
         """
         inputs = {
             name: self.projections[module](hidden_states)
             for name, module in PROJECTIONS.items()
             if module in self.projections
         }
-        if not context.groups:
+        if context.groups:
+            mixed, attentions = self.mix_groups(inputs, hidden_states, context.groups), None
+        else:
             mixed, attentions = self.mix(inputs, hidden_states, context)
-            return self.output(mixed), attentions
+        return self.output(mixed if positions is None else mixed.flatten(0, 1)[positions]), attentions
+
+    def mix_groups(self, inputs: dict[str, torch.Tensor], hidden_states: torch.Tensor, groups: tuple[MixingContext, ...]):
+        """As `mix` for the rows of a packed batch, group by group, without attention weights."""
         outputs, start = [], 0
-        for group in context.groups:
+        for group in groups:
             tokens = slice(start, start + len(group.packing.indices))
             padded = {name: group.packing.unpack(x[:, tokens]) for name, x in inputs.items()}
             mixed, _ = self.mix(padded, group.packing.unpack(hidden_states[:, tokens]), group)
             outputs.append(group.packing.pack(mixed))
             start = tokens.stop
-        return self.output(torch.cat(outputs, dim=1)), None
+        return torch.cat(outputs, dim=1)
 
     def mix(self, inputs: dict[str, torch.Tensor], hidden_states: torch.Tensor, context: MixingContext):
         """Projections (B, L, heads * d) and layer input (B, L, D) -> all heads (B, L, H * d), attention weights."""
@@ -170,9 +176,9 @@ class FlexiBertLayer(GradientCheckpointingLayer):
         """`positions` (N,) are indices into the flattened batch if the output is wanted there only, (N, D)."""
         if self.resize is not None:
             hidden_states = self.resize(hidden_states)
-        mixed, _ = self.mixer(hidden_states, context)
+        mixed, _ = self.mixer(hidden_states, context, positions)
         if positions is not None:
-            hidden_states, mixed = (states.flatten(0, 1)[positions] for states in (hidden_states, mixed))
+            hidden_states = hidden_states.flatten(0, 1)[positions]
         hidden_states = self.mixer_norm(hidden_states + self.dropout(mixed))
         transformed = self.feed_forward(hidden_states)
         return self.feed_forward_norm(hidden_states + self.dropout(transformed))

@@ -91,7 +91,7 @@ def run(folder: Path, way: str, kill_at: int | str | None = None) -> None:
         workers.append(context.Process(target=train, args=(folder, kill_at, environment)))
         workers[-1].start()
     for worker in workers:
-        worker.join(120)
+        worker.join(300)
         if kill_at is not None:
             workers[-1].kill()  # It may wait for the first one, which is dead.
     assert [worker.exitcode for worker in workers] == [0 if kill_at is None else -signal.SIGKILL] * processes
