@@ -32,6 +32,7 @@ from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageMod
 from flexibert import convert_transformers_model
 from search.corpus import load_corpus, load_tokenizer, tokenized_blocks
 from search.files import replace_file
+from search.memory import keep_freed_memory
 from search.pretraining import PretrainingBudget, pretrain
 
 
@@ -62,6 +63,7 @@ def train(way: str, shape: str, data: tuple, budget: PretrainingBudget, seed: in
     model.register_forward_pre_hook(lambda *_: starts.append((time.perf_counter(), time.process_time())))
     bf16 = way.endswith("bf16")
     if way.startswith("search"):
+        keep_freed_memory()  # as the command does
         accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
         losses = pretrain(model, blocks, validation_blocks[:1], tokenizer, budget, seed, accelerator).losses
     else:

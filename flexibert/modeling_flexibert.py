@@ -28,7 +28,7 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_flexibert import FlexiBertConfig
-from .operations import OPERATION_CLASSES, MixingContext, Packing
+from .operations import OPERATION_CLASSES, Dropout, MixingContext, Packing
 from .spec import LayerSpec
 
 
@@ -51,7 +51,7 @@ class FlexiBertEmbeddings(nn.Module):
         if config.position_embedding_type == "absolute":
             self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.embedding_size)
         self.norm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids, token_type_ids, position_ids, inputs_embeds):
         embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
@@ -106,7 +106,9 @@ class FlexiBertMixer(nn.Module):
             mixed, attentions = self.mix(inputs, hidden_states, context)
         return self.output(mixed if positions is None else mixed.flatten(0, 1)[positions]), attentions
 
-    def mix_groups(self, inputs: dict[str, torch.Tensor], hidden_states: torch.Tensor, groups: tuple[MixingContext, ...]):
+    def mix_groups(
+        self, inputs: dict[str, torch.Tensor], hidden_states: torch.Tensor, groups: tuple[MixingContext, ...]
+    ):
         """As `mix` for the rows of a packed batch, group by group, without attention weights."""
         outputs, start = [], 0
         for group in groups:
@@ -168,7 +170,7 @@ class FlexiBertLayer(GradientCheckpointingLayer):
         self.mixer_norm = nn.LayerNorm(spec.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = FlexiBertFeedForward(config, spec)
         self.feed_forward_norm = nn.LayerNorm(spec.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
         self, hidden_states: torch.Tensor, context: MixingContext, positions: torch.Tensor | None = None
@@ -393,9 +395,9 @@ class FlexiBertForMaskedLM(FlexiBertPreTrainedModel):
         )
 
 
-def classifier_dropout(config: FlexiBertConfig) -> nn.Dropout:
+def classifier_dropout(config: FlexiBertConfig) -> Dropout:
     dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-    return nn.Dropout(dropout)
+    return Dropout(dropout)
 
 
 @auto_docstring

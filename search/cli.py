@@ -1,6 +1,7 @@
-"""The command: its options, and which function each sub-command calls."""
+"""The command: its options. What each sub-command does is in `commands/`."""
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -50,13 +51,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands, name: str, function: str, summary: str) -> argparse.ArgumentParser:
-    """A sub-command; `function` in commands.py, which is imported only when it runs, because it imports torch."""
+def _command(commands, name: str, summary: str) -> argparse.ArgumentParser:
+    """A sub-command; the module of its name is imported only when it runs, because it imports torch."""
 
     def run(options):
-        from . import commands
-
-        return getattr(commands, function)(options)
+        return importlib.import_module(f".commands.{name}", __package__).main(options)
 
     parser = commands.add_parser(
         name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -177,7 +176,7 @@ def _add_tasks(parser, recipe: bool) -> None:
 
 
 def _add_run(commands) -> None:
-    parser = _command(commands, "run", "run", "search for encoders (the default command)")
+    parser = _command(commands, "run", "search for encoders (the default command)")
     parser.add_argument("--recipe", default="quickstart", help="name (see the command list) or path of a .json")
     parser.add_argument("--name", help="of the run folder; by default the recipe's")
     parser.add_argument("--runs", default="runs", help="folder that holds run folders")
@@ -234,9 +233,7 @@ def _add_run(commands) -> None:
 
 
 def _add_supernet(commands) -> None:
-    parser = _command(
-        commands, "supernet", "train_supernet", "train one set of weights that all candidates of a recipe start from"
-    )
+    parser = _command(commands, "supernet", "train one set of weights that all candidates of a recipe start from")
     parser.add_argument("--recipe", required=True, help="name (see the command list) or path of a .json")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the super-network")
     _add_data(parser, recipe=True)
@@ -245,7 +242,7 @@ def _add_supernet(commands) -> None:
 
 
 def _add_pretrain(commands) -> None:
-    parser = _command(commands, "pretrain", "pretrain_one", "pretrain one encoder with masked language modelling")
+    parser = _command(commands, "pretrain", "pretrain one encoder with masked language modelling")
     parser.add_argument(
         "--architecture", required=True, help="name of the zoo (see list), config.json, or folder of a model"
     )
@@ -257,7 +254,7 @@ def _add_pretrain(commands) -> None:
 
 
 def _add_finetune(commands) -> None:
-    parser = _command(commands, "finetune", "finetune", "fine-tune an encoder on tasks and print the scores")
+    parser = _command(commands, "finetune", "fine-tune an encoder on tasks and print the scores")
     parser.add_argument("--model", required=True, help="folder or Hub id of an encoder")
     parser.add_argument("--output", help="folder for one checkpoint a task; by default only scores are kept")
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="examples per step")
@@ -274,13 +271,13 @@ def _add_finetune(commands) -> None:
 
 
 def _add_report(commands) -> None:
-    parser = _command(commands, "report", "report", "write tables and pictures of a run again")
+    parser = _command(commands, "report", "write tables and pictures of a run again")
     parser.add_argument("run_folder", metavar="RUN", help="run folder, for instance runs/quickstart")
     parser.add_argument("--storage", help="Optuna storage URL, where the run used one")
 
 
 def _add_publish(commands) -> None:
-    parser = _command(commands, "publish", "publish", "upload a checkpoint to the Hub")
+    parser = _command(commands, "publish", "upload a checkpoint to the Hub")
     parser.add_argument("folder", metavar="FOLDER", help="checkpoint, for instance runs/quickstart/best")
     parser.add_argument("--repo-id", required=True, help="user/name on the Hub")
     parser.add_argument("--private", action="store_true", help="make the repository private")
@@ -288,7 +285,7 @@ def _add_publish(commands) -> None:
 
 
 def _add_list(commands) -> None:
-    parser = _command(commands, "list", "list_all", "list recipes, samplers, tasks and named architectures")
+    parser = _command(commands, "list", "list recipes, samplers, tasks and named architectures")
     parser.add_argument(
         "what", nargs="?", choices=("recipes", "samplers", "tasks", "operations", "architectures"), help="only these"
     )

@@ -262,7 +262,7 @@ def assert_close_transforms(actual, expected):
 
 def transformed(name, x, padding_mask, norm):
     transform, matrices = TRANSFORMS[name]
-    return transform(x, matrices(x, padding_mask, norm == "ortho"), norm == "ortho")
+    return transform(x, *matrices(x, padding_mask, norm == "ortho"))
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 8])

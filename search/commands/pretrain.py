@@ -1,0 +1,105 @@
+"""Pretrains one architecture and leaves a checkpoint."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+
+from flexibert import FlexiBertConfig, FlexiBertForMaskedLM, named_config
+from flexibert.spec import parse_layers
+
+from ..cost import count_parameters, forward_flops, peak_flops_per_second
+from ..errors import UserError
+from ..evaluator import build_config, pretraining_card
+from ..pretraining import pretrain
+from ..progress import RunProgress, duration
+from ..publish import save_checkpoint
+from ..recipe import load_recipe
+from .setup import load_data, override, start, training_display
+
+
+def main(options) -> None:
+    """Pretrains one architecture and leaves a checkpoint; the same command continues a killed run to the bit."""
+    recipe = override(load_recipe(options.recipe), options)
+    fields = load_architecture(options.architecture)
+    output = Path(options.output)
+    training = output.with_name(f"{output.name}.training")
+    accelerator = start(options, output.parent)
+    budget = recipe.pretraining
+    with RunProgress(enabled=accelerator.is_main_process) as progress:
+        data = load_data(recipe, options, accelerator, progress, output.parent)
+        layers = fields.pop("layers")
+        config = build_config(layers, data.tokenizer, budget.sequence_length, {**fields, **recipe.model})
+        set_seed(options.seed)
+        model = FlexiBertForMaskedLM(config)
+        flops = 3 * forward_flops(config, budget.sequence_length, round(budget.mask_fraction * budget.sequence_length))
+        flops_per_token = flops / budget.sequence_length
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+        peak = accelerator.num_processes * peak_flops_per_second(accelerator.device, dtype)
+
+        def utilisation(rate: float) -> str:
+            return f"utilisation {100 * rate * flops_per_token / peak:.0f}%"
+
+        show = training_display(progress, accelerator, options, training.name, budget, utilisation)
+        result = pretrain(
+            model,
+            data.blocks,
+            data.validation_blocks,
+            data.tokenizer,
+            budget,
+            options.seed,
+            accelerator,
+            training,
+            show,
+        )
+        accelerator.end_training()
+        weights = accelerator.get_state_dict(model)  # of all processes, where each holds a shard
+        if accelerator.is_main_process:
+            whole = FlexiBertForMaskedLM(config)
+            whole.load_state_dict(weights)
+            card = pretraining_card(output.name, data.corpus.name, budget, result, options.seed)
+            save_checkpoint(whole, data.tokenizer, output, card)
+            shutil.rmtree(training, ignore_errors=True)
+            progress.say(
+                f"{output}: {count_parameters(config):,} parameters, {budget.tokens:,} tokens in "
+                f"{duration(result.seconds)}, validation loss {result.validation_loss:.3f} nats, "
+                f"masked tokens right {100 * result.validation_accuracy:.1f} %"
+            )
+
+
+STRUCTURE = (
+    "embedding_size",
+    "position_embedding_type",
+    "rotary_base",
+    "type_vocab_size",
+    "project_embeddings",
+    "hidden_act",
+    "tie_word_embeddings",
+)
+"""Fields of a configuration that belong to an architecture, as the layers do, and not to a tokenizer."""
+
+
+def load_architecture(name: str) -> dict[str, Any]:
+    """Fields of the configuration of a named architecture, of a model's folder or config.json, or of a list of layers.
+
+    Raises:
+        UserError: There is nothing of this name, or the file holds no layers.
+    """
+    path = Path(name)
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        if not path.is_file():
+            config = named_config(name)
+        else:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(data, list):
+                return {"layers": parse_layers(data)}
+            if not isinstance(data, dict) or "layers" not in data:
+                raise ValueError("expected a list of layers, or an object with layers")
+            config = FlexiBertConfig(**{key: data[key] for key in ("layers", *STRUCTURE) if key in data})
+    except (ValueError, OSError) as error:
+        raise UserError(f"architecture {name}: {error}") from None
+    return {"layers": config.layer_specs, **{key: getattr(config, key) for key in STRUCTURE}}

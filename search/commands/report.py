@@ -1,0 +1,25 @@
+"""Writes the report of a run again."""
+
+import json
+from pathlib import Path
+
+import optuna
+
+from ..errors import UserError
+from ..files import replace_file
+from ..report import summarise, write_report
+
+
+def main(options) -> None:
+    """Writes summary.json and report/ of a run again."""
+    folder = Path(options.run_folder)
+    url = options.storage or f"sqlite:///{folder / 'study.db'}"
+    if options.storage is None and not (folder / "study.db").is_file():
+        raise UserError(f"{folder} is no run folder: it has no study.db; for another storage give --storage")
+    try:
+        study = optuna.load_study(study_name=folder.resolve().name, storage=url)
+    except KeyError:
+        raise UserError(f"{url} holds no study named {folder.resolve().name!r}") from None
+    replace_file(folder / "summary.json", json.dumps(summarise(study), indent=2, allow_nan=False))
+    for path in write_report(study, folder / "report"):
+        print(path)

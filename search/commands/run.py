@@ -1,0 +1,213 @@
+"""Searches: the main job."""
+
+import json
+import shlex
+import shutil
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+from accelerate import Accelerator
+
+from flexibert.spec import parse_layers
+
+from ..cost import count_parameters
+from ..describe import head_group
+from ..errors import UserError
+from ..evaluator import LATENCY, SCORE, Evaluator
+from ..files import replace_file, replace_folder
+from ..hierarchy import levels
+from ..metrics import GLUE_TASKS
+from ..progress import RunProgress, duration
+from ..recipe import Recipe, load_recipe
+from ..report import summarise, write_report
+from ..samplers import Feasible, create_sampler
+from ..search_space import Architecture
+from ..self_made_tasks import SELF_MADE_TASKS
+from ..study import Search, best_trial, finished, open_study
+from ..supernet import weights_digest
+from ..supernet_evaluator import SuperNetworkEvaluator
+from ..tasks import load_tasks
+from .setup import interpreter, load_data, override, start
+
+
+def main(options) -> None:
+    """Opens the study, lets the search add trials to it, and says what came out."""
+    recipe = override(load_recipe(options.recipe), options)
+    if recipe.space is None:
+        raise UserError(f"recipe {options.recipe} has no space to search; it is for the command pretrain")
+    create_sampler(recipe.sampler, recipe.space, seed=0)  # an unknown name shall not wait for the data
+    if (options.evaluator == "supernet") != (options.supernet is not None):
+        raise UserError("--evaluator supernet and --supernet DIR go together")
+    if options.supernet is not None and recipe.transfer != "none":
+        raise UserError("--transfer: candidates start either from a super-network or from trained encoders")
+    if recipe.hierarchy:
+        levels(recipe.space)  # nor a space without any
+    folder = Path(options.runs) / (options.name or Path(options.recipe).stem)
+    accelerator = start(options, folder)
+    objectives = choose_objectives(options.objectives)
+    study = None
+    if accelerator.is_main_process:
+        url = options.storage or f"sqlite:///{folder / 'study.db'}"
+        study = open_study(url, folder.name, identity(recipe, options), objectives)
+    with RunProgress(recipe.trials, accelerator.is_main_process) as progress:
+        evaluator = build_evaluator(recipe, options, accelerator, progress, folder)
+        evaluator.measure_latency = LATENCY in objectives or options.max_latency_ms is not None
+
+        def after_trial(trial, trial_folder: Path) -> None:
+            keep_best(study, trial, trial_folder, folder)
+            evaluator.update(study)
+
+        search = Search(
+            study,
+            recipe.space,
+            recipe.sampler,
+            evaluator,
+            tuple(objectives),
+            folder,
+            options.seed,
+            accelerator,
+            progress,
+            feasible=limits(evaluator, options),
+            find_source=evaluator.find_source if recipe.transfer != "none" else None,
+            after_trial=after_trial,
+            hierarchy=recipe.hierarchy,
+        )
+        if accelerator.is_main_process:
+            evaluator.update(study)
+        search.run(recipe.trials)
+    if accelerator.is_main_process:
+        conclude(study, folder, finetuning_options(recipe, options))
+
+
+def choose_objectives(names: tuple[str, ...]) -> dict[str, str]:
+    """Metric -> direction; UserError for what cannot be an objective."""
+    known = {SCORE: "maximize", "parameters": "minimize", LATENCY: "minimize"}
+    for name in names:
+        if name not in known:
+            raise UserError(f"unknown objective {name!r}, known: {', '.join(known)}")
+    if names[:1] != (SCORE,) or len(set(names)) != len(names):
+        raise UserError(f"--objectives: expected {SCORE}, and after a comma any of parameters, {LATENCY}")
+    return {name: known[name] for name in names}
+
+
+def limits(evaluator: Evaluator, options) -> Feasible | None:
+    """Whether an architecture keeps within --max-parameters and --max-latency-ms, each measured once."""
+    if options.max_parameters is None and options.max_latency_ms is None:
+        return None
+
+    @cache
+    def feasible(layers: Architecture) -> bool:
+        config = evaluator.config(layers)
+        if options.max_parameters is not None and count_parameters(config) > options.max_parameters:
+            return False
+        return options.max_latency_ms is None or evaluator.latency_ms(config) <= options.max_latency_ms
+
+    return feasible
+
+
+def identity(recipe: Recipe, options) -> dict[str, Any]:
+    """What may not change while a run grows, because its trials would no longer be comparable."""
+    data = json.loads(json.dumps(recipe.to_dict()))
+    for free in ("description", "sampler", "trials"):
+        del data[free]
+    objective = {
+        "objectives": list(options.objectives),
+        "tasks": data.pop("tasks"),
+        "glue": options.glue if recipe.tasks else None,
+    }
+    supernet = None if options.supernet is None else weights_digest(options.supernet)
+    return {"space": data.pop("space"), "objective": objective, "seed": options.seed, "supernet": supernet, **data}
+
+
+def build_evaluator(
+    recipe: Recipe, options, accelerator: Accelerator, progress: RunProgress, folder: Path
+) -> Evaluator:
+    """An evaluator with the recipe's data, tasks and budgets."""
+    data = load_data(recipe, options, accelerator, progress, folder.parent)
+    with accelerator.main_process_first():
+        tasks = load_tasks(recipe.tasks, data.corpus, options.glue, recipe.max_train_examples)
+    create = Evaluator
+    if options.supernet is not None:
+        supernet = {"space": recipe.space, "supernet": Path(options.supernet), "run": folder}
+        create = partial(SuperNetworkEvaluator, **supernet)
+    return create(
+        corpus=data.corpus.name,
+        model=recipe.model,
+        tokenizer=data.tokenizer,
+        blocks=data.blocks,
+        validation_blocks=data.validation_blocks,
+        tasks=tasks,
+        pretraining=recipe.pretraining,
+        finetuning=recipe.finetuning,
+        transfer=recipe.transfer,
+        seed=options.seed,
+        accelerator=accelerator,
+        progress=progress,
+        glue=options.glue,
+        search={
+            "recipe": recipe.description,
+            "sampler": recipe.sampler["name"],
+            "evaluator": options.evaluator,
+            "seed": options.seed,
+        },
+    )
+
+
+def keep_best(study: optuna.Study, trial, trial_folder: Path, folder: Path) -> None:
+    """Copies the checkpoint of a trial to best/ if no other is better."""
+    if best_trial(study).number == trial.number:
+        with replace_folder(folder / "best") as aside:
+            shutil.copytree(trial_folder, aside, dirs_exist_ok=True)
+
+
+def finetuning_options(recipe: Recipe, options) -> str:
+    """What to add to the command finetune for the first task of a run, from where the run had it."""
+    task = recipe.tasks[0] if recipe.tasks else "word_order"
+    given = {"--tasks": task}
+    if task in GLUE_TASKS:
+        given["--glue"] = options.glue
+    elif task in SELF_MADE_TASKS:
+        given |= {"--corpus": recipe.corpus, "--corpus-config": recipe.corpus_config}
+    return " ".join(f"{option} {shlex.quote(value)}" for option, value in given.items() if value is not None)
+
+
+def conclude(study: optuna.Study, folder: Path, finetuning: str) -> None:
+    """Writes summary and report, and says what was found and what can be done with it."""
+    replace_file(folder / "summary.json", json.dumps(summarise(study), indent=2, allow_nan=False))
+    write_report(study, folder / "report")
+    best = best_trial(study)
+    if best is None:
+        raise UserError("no trial finished, there is no encoder to keep")
+    metrics = best.user_attrs["metrics"]
+    trials = finished(study)
+    seconds = sum(trial.duration.total_seconds() for trial in trials)
+    checkpoint, python = folder / "best", interpreter()
+    load = (
+        f"from transformers import pipeline; fill = pipeline('fill-mask', '{checkpoint}', trust_remote_code=True); "
+        "print(fill('The result is a [MASK].'.replace('[MASK]', fill.tokenizer.mask_token)))"
+    )
+    lines = [
+        "",
+        f"Found in {len(trials)} trials and {duration(seconds)} of training:",
+        f"  trial {best.number}, architecture {best.user_attrs['fingerprint']}, score {metrics[SCORE]:.2f} %, "
+        f"{metrics['parameters']:,} parameters",
+        describe(parse_layers(best.user_attrs["layers"])),
+        f"  checkpoint {checkpoint}, report {folder / 'report' / 'report.md'}",
+        "",
+        "Try next:",
+        f'  load it       {python} -c "{load}"',
+        f"  fine-tune it  {python} -m search finetune --model {checkpoint} {finetuning}",
+        f"  publish it    {python} -m search publish {checkpoint} --repo-id YOUR_NAME/{folder.name} --push",
+    ]
+    print("\n".join(lines))
+
+
+def describe(layers) -> str:
+    """An encoder in a few lines for the screen."""
+    return "\n".join(
+        f"  layer {index}: width {layer.hidden_size}, {'; '.join(map(head_group, layer.operations))}, "
+        f"feed-forward {' -> '.join(map(str, layer.feed_forward))}"
+        for index, layer in enumerate(layers, 1)
+    )

@@ -1,0 +1,67 @@
+"""Trains one set of weights for all encoders of a space."""
+
+import dataclasses
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+
+from ..errors import UserError
+from ..evaluator import model_fields
+from ..pretraining import pretrain
+from ..progress import RunProgress, duration
+from ..recipe import load_recipe
+from ..supernet import DESCRIPTION, SuperNetwork, random_member, save_supernet
+from .setup import interpreter, load_data, override, start, training_display
+
+
+def main(options) -> None:
+    """Trains one set of weights for all encoders of a space; the same command continues a killed run to the bit."""
+    recipe = override(load_recipe(options.recipe), options)
+    if recipe.space is None:
+        raise UserError(f"recipe {options.recipe} has no space, so there is nothing to share weights in")
+    output = Path(options.output)
+    if output.exists() and not (output / DESCRIPTION).is_file() and (output.is_file() or any(output.iterdir())):
+        raise UserError(f"{output} exists and is no super-network; name a new folder or an empty one")
+    training = output.with_name(f"{output.name}.training")
+    # Every step trains other parameters, which data parallelism has to be told, and nothing stays to be compiled.
+    accelerator = start(options, output.parent, DistributedDataParallelKwargs(find_unused_parameters=True))
+    checkpoint_steps = recipe.pretraining.checkpoint_steps or max(1, recipe.pretraining.steps // 20)
+    budget = dataclasses.replace(recipe.pretraining, checkpoint_steps=checkpoint_steps, compile=False)
+    with RunProgress(enabled=accelerator.is_main_process) as progress:
+        data = load_data(recipe, options, accelerator, progress, output.parent)
+        longest = max(budget.sequence_length, recipe.finetuning.max_length)
+        set_seed(options.seed)
+        network = SuperNetwork(recipe.space, model_fields(data.tokenizer, longest, recipe.model))
+        show = training_display(progress, accelerator, options, training.name, budget, lambda rate: "super-network")
+
+        def path(step: int) -> dict[str, Any]:
+            return {"layers": random_member(recipe.space, options.seed, step)}
+
+        result = pretrain(
+            network,
+            data.blocks,
+            data.validation_blocks,
+            data.tokenizer,
+            budget,
+            options.seed,
+            accelerator,
+            training,
+            show,
+            path,
+        )
+        accelerator.end_training()
+        if accelerator.is_main_process:
+            facts = {**dataclasses.asdict(budget), "corpus": data.corpus.name, "seed": options.seed}
+            save_supernet(network, data.tokenizer, output, {"training": facts})
+            shutil.rmtree(training, ignore_errors=True)
+            progress.say(
+                f"{output}: {sum(p.numel() for p in network.parameters()):,} parameters, {budget.tokens:,} tokens in "
+                f"{duration(result.seconds)}, validation loss of a random member {result.validation_loss:.3f} nats"
+            )
+            progress.say(
+                f"search with it: {interpreter()} -m search run --recipe {shlex.quote(options.recipe)} "
+                f"--evaluator supernet --supernet {shlex.quote(str(output))}"
+            )
