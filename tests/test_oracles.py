@@ -11,7 +11,7 @@ from torch import nn
 
 from flexibert import GRAPHS, FlexiBertConfig, FlexiBertForMaskedLM, FlexiBertModel, convert_transformers_model
 from flexibert.modeling_flexibert import FlexiBertMixer
-from flexibert.operations import TRANSFORMS, MixingContext, convolve, rotate
+from flexibert.operations import TRANSFORMS, MixingContext, convolve, drop, rotate
 
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -242,6 +242,51 @@ def test_graph_without_softmax_tail():
         cosine = nn.functional.cosine_similarity(a[:, :, :, None], b[:, :, None], dim=-1)
         weights = ((cosine - torch.cdist(p, v)) / math.sqrt(8)).softmax(-1)
         torch.testing.assert_close(actual[row, :, :length], ((weights + cosine) @ v)[0], **TOLERANCE)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_its_share_and_keeps_the_mean(p, dtype):
+    x = torch.ones(1000, 1001, dtype=dtype, requires_grad=True)
+    dropped = drop(x, p, training=True)
+    dropped.sum().backward()
+    assert (dropped == 0).float().mean().item() == pytest.approx(p, abs=2e-3)
+    assert dropped.float().mean().item() == pytest.approx(1, abs=1e-2)
+    assert torch.equal(x.grad, dropped.detach())  # of a one, both are 0 or the same factor
+    torch.testing.assert_close(dropped.unique(), torch.tensor([0, 1 / (1 - p)], dtype=dtype), rtol=5e-3, atol=0)
+    # Neighbours are cut from the same random number, and are independent all the same.
+    kept = (dropped.detach() != 0).float()
+    assert torch.corrcoef(torch.stack([kept[:, :-1].flatten(), kept[:, 1:].flatten()]))[0, 1].abs() < 5e-3
+
+
+def test_dropout_follows_the_seed_and_the_mode():
+    x = torch.ones(7, 5)
+    draws = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        draws.append(drop(x, 0.5, training=True))
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert torch.equal(drop(x, 0.5, training=False), x) and torch.equal(drop(x, 0.0, training=True), x)
+    assert not drop(x, 1.0, training=True).any()
+
+
+def test_training_with_dropout_attends_as_without_it_on_either_backend():
+    """With dropout CPUs take the eager way whatever the backend, whose mask it has to understand."""
+    ids, mask = torch.randint(5, 100, (3, 9)), padding().long()
+    outputs = []
+    for implementation in ("eager", "sdpa"):
+        config = FlexiBertConfig(
+            vocab_size=100,
+            layers=[layer(32, op("self_attention", 4))],
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=1e-5,  # above 0, and nothing is dropped under this seed
+        )
+        torch.manual_seed(0)
+        model = FlexiBertModel._from_config(config, attn_implementation=implementation)
+        trained, evaluated = (model.train(mode)(ids, mask).last_hidden_state[padding()] for mode in (True, False))
+        torch.testing.assert_close(trained, evaluated, atol=1e-4, rtol=0)
+        outputs.append(evaluated)
+    torch.testing.assert_close(*outputs, **TOLERANCE)
 
 
 # --- linear transforms --------------------------------------------------------------------------------------------
