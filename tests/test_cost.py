@@ -26,7 +26,7 @@ def test_flops_of_a_layer_by_hand():
     config = FlexiBertConfig(vocab_size=50, layers=[layer(16, op("self_attention", 2), feed_forward=(32,))])
     length, predictions = 8, 2
     mixing = 3 * 16 * 16 + 2 * length * 16  # projections, scores and values
-    output, feed_forward, head = 16 * 16, 2 * 16 * 32, 16 * 16 + 16 * 50  # those of the last layer: at predictions only
+    output, feed_forward, head = 16 * 16, 2 * 16 * 32, 16 * 16 + 16 * 50  # last layer: at predictions only
     expected = 2 * (length * mixing + predictions * (output + feed_forward + head))
     assert forward_flops(config, length, predictions) == expected
 
