@@ -31,6 +31,7 @@ from search.cost import count_parameters, forward_flops
 from search.evaluator import build_config, pretraining_card
 from search.files import replace_file
 from search.finetuning import FinetuningBudget, finetune
+from search.memory import keep_freed_memory
 from search.metrics import GLUE_TASKS, average, primary
 from search.pretraining import PretrainingBudget, pretrain
 from search.publish import save_checkpoint
@@ -59,6 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.table:
         print(table(options.output))
         return
+    keep_freed_memory()
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     models = dict(MODELS)
