@@ -12,7 +12,7 @@ import argparse
 import json
 import multiprocessing
 import platform
-import resource
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -130,9 +130,16 @@ def _measure_memory(builder, name, shape, length, train, dtype, device) -> float
         before = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak so far is forgotten
+    before = _peak_kib()
     run()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (_peak_kib() - before) / 1024
+
+
+def _peak_kib() -> int:
+    """Peak memory of this process; Linux only."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
 
 
 def compare_models(options) -> list[dict]:
@@ -141,8 +148,9 @@ def compare_models(options) -> list[dict]:
     for name, (peer, target) in TARGETS.items():
         for shape in options.shapes:
             for length in options.lengths:
-                ours, theirs = (build(n, shape, length) for build, n in ((build_ours, name), (build_peer, peer)))
-                ours, theirs = ours.to(options.device), theirs.to(options.device)
+                if not options.memory:
+                    ours = build_ours(name, shape, length).to(options.device)
+                    theirs = build_peer(peer, shape, length).to(options.device)
                 for dtype in (torch.float32,) if options.memory else (torch.float32, torch.bfloat16):
                     for train in (True,) if options.memory else (False, True):
                         row = {
