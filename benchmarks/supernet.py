@@ -157,10 +157,11 @@ def ranking(options) -> dict:
         for name, measure in (("inherited", inherited), ("brief", brief), ("alone", alone)):
             member["loss"][name], member["seconds"][name] = timed(measure, lab, layers, options)
         results["members"].append(member)
-        results["agreement"] = {name: agreement(results["members"], name) for name in ("inherited", "brief")}
+        if number >= 2:  # two members agree or do not
+            results["agreement"] = {name: agreement(results["members"], name) for name in ("inherited", "brief")}
         replace_file(options.output, json.dumps(results, indent=1))
         print(number, {name: round(loss, 3) for name, loss in member["loss"].items()}, member["seconds"], flush=True)
-    for name, values in results["agreement"].items():
+    for name, values in results.get("agreement", {}).items():
         print(name, values)
     return results
 
