@@ -114,7 +114,7 @@ class MaskedLanguageModelling:
         self.vocab_size = len(tokenizer)
         self.mask_token_id = tokenizer.mask_token_id
         self.special_ids = np.array(sorted(tokenizer.all_special_ids))
-        self.predictions = max(1, round(mask_fraction * blocks.shape[1]))
+        self.predictions = min(max(1, round(mask_fraction * blocks.shape[1])), blocks.shape[1] - 1)
 
     def batch(self, step: int, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The global batch of a step: ids (B, L) masked, positions (B, M) within the sequence, labels (B, M)."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -15,6 +16,11 @@ from .search_space import SearchSpace
 
 
 RECIPES = resources.files(__package__) / "recipes"
+
+COUNTS = ("trials", "vocab_size", "max_train_examples", "batch_size", "micro_batches", "max_length")
+NOT_NEGATIVE = ("steps", "checkpoint_steps", "weight_decay", "warmup_fraction", "mask_fraction")
+ABOVE_ZERO = ("learning_rate", "epochs", "adam_epsilon", "max_grad_norm")
+SHARES = ("warmup_fraction", "mask_fraction")
 
 
 @dataclass(frozen=True)
@@ -97,8 +103,12 @@ def parse_recipe(data: dict, name: str) -> Recipe:
     for key, cls in (("pretraining", PretrainingBudget), ("finetuning", FinetuningBudget)):
         if key in values:
             values[key] = parse_budget(cls, values[key], f"{name}: {key}")
-    if isinstance(values.get("tasks"), list):
+    if "tasks" in values:
+        if not isinstance(values["tasks"], list) or not all(isinstance(task, str) for task in values["tasks"]):
+            raise UserError(f"{name}: tasks: {values['tasks']!r} is not accepted, expected a list of names")
         values["tasks"] = tuple(values["tasks"])
+    if not isinstance(values.get("model", {}), dict):
+        raise UserError(f"{name}: model: expected an object")
     recipe = parse_budget(Recipe, values, name)
     if not isinstance(recipe.sampler, dict) or not isinstance(recipe.sampler.get("name"), str):
         raise UserError(f"{name}: sampler: expected an object with a name")
@@ -114,6 +124,7 @@ def parse_budget(cls, data: Any, path: str):
         if key not in fields:
             raise UserError(f"{path}: unknown key {key!r}, known: {', '.join(fields)}")
         _check_type(fields[key].type, value, f"{path}: {key}")
+        _check_range(key, value, f"{path}: {key}")
     missing = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING and n not in data]
     if missing:
         raise UserError(f"{path}: {missing[0]} is missing")
@@ -125,9 +136,21 @@ def _check_type(kind: Any, value: Any, path: str) -> None:
         if value not in get_args(kind):
             raise UserError(f"{path}: {value!r} is not accepted, known: {', '.join(map(repr, get_args(kind)))}")
         return
-    accepted = {int: int, float: (int, float), bool: bool, str: str, str | None: (str, type(None))}.get(kind)
+    optional = {str | None: (str, type(None)), int | None: (int, type(None))}
+    accepted = {int: int, float: (int, float), bool: bool, str: str, **optional}.get(kind)
     if accepted is None:
         return
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         name = kind.__name__ if isinstance(kind, type) else str(kind)
         raise UserError(f"{path}: {value!r} is not accepted, expected {name}")
+
+
+def _check_range(key: str, value: Any, path: str) -> None:
+    for keys, expected, accepts in (
+        (COUNTS, "at least 1", lambda number: number >= 1),
+        (NOT_NEGATIVE, "at least 0", lambda number: number >= 0),
+        (ABOVE_ZERO, "a finite number above 0", lambda number: 0 < number < math.inf),
+        (SHARES, "at most 1", lambda number: number <= 1),
+    ):
+        if key in keys and value is not None and not accepts(value):
+            raise UserError(f"{path}: {value!r} is not accepted, expected {expected}")
