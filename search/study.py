@@ -134,7 +134,8 @@ def is_gone(worker: Mapping[str, Any]) -> bool:
     if worker.get("host") != socket.gethostname():
         return False
     try:
-        return psutil.Process(worker["pid"]).create_time() != worker["started"]
+        # When a process seems to have started follows the clock, which is corrected now and then.
+        return abs(psutil.Process(worker["pid"]).create_time() - worker["started"]) > 5
     except psutil.NoSuchProcess:
         return True
 
@@ -144,11 +145,19 @@ def retry_interrupted(study: optuna.Study) -> int:
     count = 0
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if is_gone(trial.user_attrs.get("worker", {})):
-            study.tell(trial.number, state=TrialState.FAIL)
-            level = {name: value for name, value in trial.user_attrs.items() if name == "level"}
-            study.enqueue_trial(trial.params, user_attrs=level)
+            try:
+                study.tell(trial.number, state=TrialState.FAIL)
+            except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+                continue  # another worker that starts now was faster
+            enqueue_again(study, trial)
             count += 1
     return count
+
+
+def enqueue_again(study: optuna.Study, trial: FrozenTrial | optuna.Trial) -> None:
+    """Makes the architecture of a trial that was interrupted the next to be tried."""
+    level = {name: value for name, value in trial.user_attrs.items() if name == "level"}
+    study.enqueue_trial(trial.params, user_attrs=level)
 
 
 class Search:
@@ -234,7 +243,8 @@ class Search:
             if trial.state == TrialState.COMPLETE and not repeats and self.after_trial is not None:
                 self.after_trial(trial, trial_folder(self.folder, trial.number, trial.user_attrs["fingerprint"]))
             if failures >= MAX_FAILURES:
-                raise UserError(f"{failures} trials in a row failed, the last one: {trial.user_attrs['failure']}")
+                reason = trial.user_attrs.get("failure", "its score was not a number")
+                raise UserError(f"{failures} trials in a row failed, the last one: {reason}")
         if self.space.size() is not None and trials > self.space.size():
             self.progress.say(f"the space has {self.space.size()} architectures, all of them are trained")
 
@@ -272,6 +282,9 @@ class Search:
         except TrainingDiverged as error:
             trial.set_user_attr("failure", str(error))
             self.progress.end_trial(None, str(error))
+            raise
+        except (KeyboardInterrupt, UserError):  # which say nothing about the architecture
+            enqueue_again(self.study, trial)
             raise
         trial.set_user_attr("metrics", metrics)
         values = [metrics[objective] for objective in self.objectives]
