@@ -232,8 +232,18 @@ def test_a_hierarchical_search_continues_after_a_kill(tmp_path):
     )
     search.study.add_trial(running)
     search.run(12)
-    assert second.seen[0] == fingerprint(layers) and len(second.seen) == 6
+    assert second.seen[:2] == [first.seen[-1], fingerprint(layers)] and len(second.seen) == 6
     assert levels_of(search.study) == [1 + number // 3 for number in range(12)]
+
+
+def test_an_enqueued_architecture_of_a_finer_level_is_no_obstacle(tmp_path):
+    search = make_search(tmp_path, Recorder(), "random", DEEP, hierarchy=True)
+    mixed = next(
+        m for m in map(search.space.sample, map(random.Random, range(99))) if m not in levels(search.space)[1]
+    )
+    search.study.enqueue_trial(search.space.parameters(mixed))
+    search.run(12)
+    assert len(finished(search.study)) == 12
 
 
 def test_a_level_without_new_architectures_is_left_early(tmp_path):

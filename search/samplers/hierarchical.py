@@ -65,7 +65,7 @@ class HierarchicalSampler(BaseSampler):
         others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
         others = [other for other in others if self.space.choices.keys() <= other.params.keys()]
         known = {other.number: self.space.build(other.params) for other in others}
-        level, part = self._level(study, others, set(known.values()))
+        level, part = self._level(study, others, known)
         inner = optuna.create_study(directions=study.directions, sampler=self.create(part))
         within = [(other, known[other.number]) for other in others if known[other.number] in part]
         inner.add_trials([_translated(other, part, layers) for other, layers in within])
@@ -79,7 +79,7 @@ class HierarchicalSampler(BaseSampler):
         return {name: values[name] for name in search_space if name in values}
 
     def _level(
-        self, study: optuna.Study, others: Sequence[FrozenTrial], known: set[Architecture]
+        self, study: optuna.Study, others: Sequence[FrozenTrial], known: Mapping[int, Architecture]
     ) -> tuple[int, SearchSpace]:
         """The level whose turn it is, from 1, and the part of the space that it searches; where nothing new is left in
         any, the last one without bounds."""
@@ -89,9 +89,10 @@ class HierarchicalSampler(BaseSampler):
         for level in range(max(reached, min(due, len(self.levels))), len(self.levels) + 1):
             part = self.levels[level - 1]
             if level > 1:
-                before = [other for other in finished if other.user_attrs.get("level", 1) < level]
+                # An enqueued trial has no level, and may be finer than this one.
+                before = [o for o in finished if o.user_attrs.get("level", 1) < level and known[o.number] in part]
                 part = interpolate(part, best_architectures(before, self.space, study.directions[0]))
-            if part.size() > sum(layers in part for layers in known):
+            if part.size() > sum(layers in part for layers in set(known.values())):
                 return level, part
         return len(self.levels), self.space
 
