@@ -11,9 +11,10 @@ from optuna.testing.pytest_samplers import BasicSamplerTestCase
 from optuna.trial import TrialState
 
 from flexibert.spec import fingerprint
+from search.encoding import Encoding
 from search.errors import UserError
 from search.graph_encoding import GraphEncoding
-from search.samplers.boshnas import BoshnasSampler
+from search.samplers.boshnas import BoshnasSampler, read_history
 from search.search_space import SearchSpace
 
 
@@ -294,3 +295,20 @@ def test_the_paper_preset_embeds_searched_graphs():
     study = search(GRAPHS, 13, objective=graph_score, preset="paper")
     assert len(set(architectures(study, GRAPHS))) == 13
     assert any("prediction" in trial.user_attrs for trial in study.trials)
+
+
+def test_a_repetition_is_known_but_measures_nothing():
+    study = search(FEW, 1)
+    [other] = set(FEW.choices["stack0.hidden_size"]) - {study.trials[0].params["stack0.hidden_size"]}
+    study.add_trial(
+        optuna.trial.create_trial(
+            value=60.0,
+            params={**study.trials[0].params, "stack0.hidden_size": other},
+            distributions=FEW.distributions(),
+            user_attrs={"duplicate_of": 0},
+        )
+    )
+    new = optuna.trial.create_trial(state=TrialState.RUNNING)
+    new.number = 2
+    history = read_history(study, new, Encoding(FEW))
+    assert len(history.seen) == 2 and len(history.scores) == 1

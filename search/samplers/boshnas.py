@@ -168,9 +168,11 @@ def read_history(study: optuna.Study, trial: FrozenTrial, encoding: Encoding) ->
             row = encoding.indices([other.params])[0]
         except KeyError:
             continue
-        if other.number == trial.number or "duplicate_of" in other.user_attrs:  # no measurement of its own
+        if other.number == trial.number:
             continue
         seen.add(row.tobytes())
+        if "duplicate_of" in other.user_attrs:  # no measurement of its own
+            continue
         if other.state == TrialState.RUNNING:
             pending.append(row)
         elif other.state == TrialState.COMPLETE and np.isfinite(other.values).all():
