@@ -134,6 +134,8 @@ def _own_task(name: str) -> Task:
     label = splits["train"].features[label_column]
     if isinstance(label, dict):
         return Task(title, splits.pop("train"), splits, columns, label_column, 2, (), "squad")
+    if getattr(label, "dtype", None) is None:  # lists
+        raise UserError(f"{title}: column {label_column!r} holds {label}, not one label a row")
     if label.dtype.startswith("float"):
         for split, dataset in splits.items():
             check_labels(dataset[label_column][:], 1, f"{title}, {split}")

@@ -202,6 +202,11 @@ def test_own_class_names(tmp_path):
     says("mail2, validation, row 1: label -1, accepted are 0, 1, 2", folder)
 
 
+def test_own_labels_that_are_lists(tmp_path):
+    data = {"text": ["a", "b"], "label": [[0, 1], [1]]}
+    says("not one label a row", save(tmp_path / "many", train=data, validation=data))
+
+
 def test_own_regression_of_pairs_with_named_columns(tmp_path):
     columns = {"id": ["x", "y"], "left": ["a", "b"], "right": ["c", "d"], "closeness": [0.5, 4.0]}
     folder = save(tmp_path / "close", train=columns, validation=columns)
