@@ -15,6 +15,6 @@ def keep_freed_memory() -> None:
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(M_MMAP_THRESHOLD, 2**30)
+        # The manual allows 32 MiB, newer versions take more. One setting without the other is worse than none.
+        if mallopt is not None and (mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)):
             mallopt(M_TRIM_THRESHOLD, 2**30)
