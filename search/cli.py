@@ -79,6 +79,12 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def seed(text: str) -> int:
+    if whole(text) >= 2**31:  # numpy takes twice as much, but samplers add to it
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted, expected a whole number below 2^31")
+    return int(text)
+
+
 def positive_float(text: str) -> float:
     try:
         value = float(text)
@@ -94,9 +100,7 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def seeds(text: str) -> tuple[int, ...]:
-    if not all(part.strip().isdecimal() for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r} is not accepted, expected whole numbers with commas between")
-    return tuple(int(part) for part in text.split(","))
+    return tuple(seed(part.strip()) for part in text.split(","))
 
 
 RECIPE = "as in the recipe"
@@ -127,10 +131,10 @@ def _add_data(parser, recipe: bool) -> None:
     )
 
 
-def _add_training(parser, seed: bool = True) -> None:
+def _add_training(parser, one_seed: bool = True) -> None:
     group = parser.add_argument_group("training")
-    if seed:
-        group.add_argument("--seed", type=int, default=0, help="of everything random")
+    if one_seed:
+        group.add_argument("--seed", type=seed, default=0, help="of everything random")
     group.add_argument(
         "--precision", choices=("no", "bf16", "fp16"), help="mixed precision; as in the Accelerate configuration"
     )
@@ -262,12 +266,12 @@ def _add_finetune(commands) -> None:
     parser.add_argument("--max-length", type=positive, default=128, metavar="N", help="tokens per example")
     parser.add_argument("--seeds", type=seeds, default=(0,), help="comma-separated; mean and spread are printed")
     parser.add_argument(
-        "--sweep", type=int, default=0, metavar="N", help="learning rates to try on each task first, 2e-5 to 5e-4"
+        "--sweep", type=whole, default=0, metavar="N", help="learning rates to try on each task first, 2e-5 to 5e-4"
     )
     parser.add_argument("--start-from", help="checkpoint fine-tuned on MNLI that RTE, MRPC and STS-B start from")
     _add_data(parser, recipe=False)
     _add_tasks(parser, recipe=False)
-    _add_training(parser, seed=False)
+    _add_training(parser, one_seed=False)
 
 
 def _add_report(commands) -> None:

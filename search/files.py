@@ -50,6 +50,14 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def check_place(folder: Path, mark: str, kind: str) -> None:
+    """Raises UserError where a folder of this kind may not stand: something without the file `mark` is there."""
+    if not folder.name:
+        raise UserError(f"{folder} is no name for a {kind}; name a new folder or an empty one")
+    if folder.exists() and not (folder / mark).is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is no {kind}; name a new folder or an empty one")
+
+
 @contextlib.contextmanager
 def reported(path: Path, *others: type[Exception]) -> Iterator[None]:
     """Turns a full disk or a missing permission into a UserError; for writing that keeps what stands at `path`.

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from flexibert import FlexiBertForMaskedLM
 
 from .errors import UserError
-from .files import replace_folder, reported
+from .files import check_place, replace_folder, reported
 from .model_card import CardFacts, Score, write_card
 
 
@@ -40,8 +40,7 @@ def save_checkpoint(model: FlexiBertForMaskedLM, tokenizer, folder: Path, card: 
         UserError: The folder holds something else than a checkpoint, or cannot be written.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / "config.json").is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is no checkpoint; name a new folder or an empty one")
+    check_place(folder, "config.json", "checkpoint")
     with reported(folder), replace_folder(folder) as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)

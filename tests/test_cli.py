@@ -224,6 +224,8 @@ def test_bad_spaces(capsys, tmp_path, corpus, change, message):
         (("--sampler", "tpee"), "unknown sampler 'tpee', known: boshnas, opnas"),
         (("--tasks", "colla"), "colla"),
         (("--trials", "0"), "'0' is not accepted, expected a whole number of at least 1"),
+        (("--seed", "-1"), "'-1' is not accepted"),
+        (("--seed", "5000000000"), "expected a whole number below 2^31"),
         (("--steps", "-1"), "'-1' is not accepted"),
         (("--learning-rate", "nan"), "'nan' is not accepted"),
         (("--storage", "postgresql://nobody@127.0.0.1:1/none"), "does not answer"),
@@ -283,10 +285,14 @@ def test_a_run_of_another_kind_is_left_untouched(capsys, tmp_path, corpus, chang
         (("publish", "nowhere", "--repo-id", "a/b"), "nowhere"),
         (("finetune", "--model", "nowhere", "--tasks", "word_order"), "nowhere"),
         (("pretrain", "--architecture", "bert-minni", "--output", "{tmp}/out"), "bert-mini"),
+        (("pretrain", "--architecture", "bert-mini", "--output", "{tmp}"), "exists and is no checkpoint"),
+        (("pretrain", "--architecture", "bert-mini", "--output", "{tmp}/out", "--report-to", "nonsense"), "nonsense"),
+        (("report", "{tmp}", "--storage", "nonsense"), "does not answer"),
         (("frobnicate",), "frobnicate"),
     ],
 )
 def test_other_commands(capsys, tmp_path, arguments, message):
+    (tmp_path / "file").touch()
     assert message in refused(capsys, *(argument.format(tmp=tmp_path) for argument in arguments))
 
 

@@ -14,6 +14,7 @@ from flexibert.spec import parse_layers
 from ..cost import count_parameters, forward_flops, peak_flops_per_second
 from ..errors import UserError
 from ..evaluator import build_config, pretraining_card
+from ..files import check_place
 from ..pretraining import pretrain
 from ..progress import RunProgress, duration
 from ..publish import save_checkpoint
@@ -26,8 +27,9 @@ def main(options) -> None:
     recipe = override(load_recipe(options.recipe), options)
     fields = load_architecture(options.architecture)
     output = Path(options.output)
+    check_place(output, "config.json", "checkpoint")  # now, not when all is trained
     training = output.with_name(f"{output.name}.training")
-    accelerator = start(options, output.parent)
+    accelerator = start(options, output.parent, trackers=options.report_to)
     budget = recipe.pretraining
     with RunProgress(enabled=accelerator.is_main_process) as progress:
         data = load_data(recipe, options, accelerator, progress, output.parent)
@@ -43,7 +45,7 @@ def main(options) -> None:
         def utilisation(rate: float) -> str:
             return f"utilisation {100 * rate * flops_per_token / peak:.0f}%"
 
-        show = training_display(progress, accelerator, options, training.name, budget, utilisation)
+        show = training_display(progress, accelerator, options, f"{output.name}.logs", budget, utilisation)
         result = pretrain(
             model,
             data.blocks,

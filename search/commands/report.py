@@ -6,8 +6,9 @@ from pathlib import Path
 import optuna
 
 from ..errors import UserError
-from ..files import replace_file
+from ..files import replace_file, reported
 from ..report import summarise, write_report
+from ..study import open_storage
 
 
 def main(options) -> None:
@@ -17,9 +18,10 @@ def main(options) -> None:
     if options.storage is None and not (folder / "study.db").is_file():
         raise UserError(f"{folder} is no run folder: it has no study.db; for another storage give --storage")
     try:
-        study = optuna.load_study(study_name=folder.resolve().name, storage=url)
+        study = optuna.load_study(study_name=folder.resolve().name, storage=open_storage(url))
     except KeyError:
         raise UserError(f"{url} holds no study named {folder.resolve().name!r}") from None
-    replace_file(folder / "summary.json", json.dumps(summarise(study), indent=2, allow_nan=False))
-    for path in write_report(study, folder / "report"):
-        print(path)
+    with reported(folder / "report"):
+        replace_file(folder / "summary.json", json.dumps(summarise(study), indent=2, allow_nan=False))
+        paths = write_report(study, folder / "report")
+    print(*paths, sep="\n")

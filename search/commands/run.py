@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 from accelerate import Accelerator
+from filelock import FileLock
 
 from flexibert.spec import parse_layers
 
@@ -156,10 +157,11 @@ def build_evaluator(
 
 
 def keep_best(study: optuna.Study, trial, trial_folder: Path, folder: Path) -> None:
-    """Copies the checkpoint of a trial to best/ if no other is better."""
-    if best_trial(study).number == trial.number:
-        with replace_folder(folder / "best") as aside:
-            shutil.copytree(trial_folder, aside, dirs_exist_ok=True)
+    """Copies the checkpoint of a trial to best/ if no other is better; one worker at a time looks and copies."""
+    with FileLock(folder / ".best.lock"):
+        if best_trial(study).number == trial.number:
+            with replace_folder(folder / "best") as aside:
+                shutil.copytree(trial_folder, aside, dirs_exist_ok=True)
 
 
 def finetuning_options(recipe: Recipe, options) -> str:

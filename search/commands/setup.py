@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,14 +26,22 @@ from ..progress import RunProgress
 from ..recipe import Recipe
 
 
-def start(options, folder: Path, *handlers: KwargsHandler) -> Accelerator:
+def start(options, folder: Path, *handlers: KwargsHandler, trackers: Sequence[str] = ()) -> Accelerator:
     """Silences libraries, sets up processes and devices, and makes sure that the folder can be written."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-    accelerator = Accelerator(mixed_precision=options.precision, kwargs_handlers=list(handlers))
+    try:
+        accelerator = Accelerator(
+            mixed_precision=options.precision,
+            log_with=list(trackers) or None,
+            project_dir=str(folder),
+            kwargs_handlers=list(handlers),
+        )
+    except ValueError as error:  # half precision without a GPU, an unknown tracker
+        raise UserError(str(error)) from None
     keep_freed_memory()
     if accelerator.device.type == "cpu" and os.environ.get("ACCELERATE_MIXED_PRECISION"):
         # `accelerate launch` (1.15) leaves a CPU process one thread, however many cores there are.

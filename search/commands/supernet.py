@@ -10,6 +10,7 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from ..errors import UserError
 from ..evaluator import model_fields
+from ..files import check_place
 from ..pretraining import pretrain
 from ..progress import RunProgress, duration
 from ..recipe import load_recipe
@@ -23,11 +24,11 @@ def main(options) -> None:
     if recipe.space is None:
         raise UserError(f"recipe {options.recipe} has no space, so there is nothing to share weights in")
     output = Path(options.output)
-    if output.exists() and not (output / DESCRIPTION).is_file() and (output.is_file() or any(output.iterdir())):
-        raise UserError(f"{output} exists and is no super-network; name a new folder or an empty one")
+    check_place(output, DESCRIPTION, "super-network")
     training = output.with_name(f"{output.name}.training")
     # Every step trains other parameters, which data parallelism has to be told, and nothing stays to be compiled.
-    accelerator = start(options, output.parent, DistributedDataParallelKwargs(find_unused_parameters=True))
+    uneven = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = start(options, output.parent, uneven, trackers=options.report_to)
     checkpoint_steps = recipe.pretraining.checkpoint_steps or max(1, recipe.pretraining.steps // 20)
     budget = dataclasses.replace(recipe.pretraining, checkpoint_steps=checkpoint_steps, compile=False)
     with RunProgress(enabled=accelerator.is_main_process) as progress:
@@ -35,7 +36,9 @@ def main(options) -> None:
         longest = max(budget.sequence_length, recipe.finetuning.max_length)
         set_seed(options.seed)
         network = SuperNetwork(recipe.space, model_fields(data.tokenizer, longest, recipe.model))
-        show = training_display(progress, accelerator, options, training.name, budget, lambda rate: "super-network")
+        show = training_display(
+            progress, accelerator, options, f"{output.name}.logs", budget, lambda rate: "super-network"
+        )
 
         def path(step: int) -> dict[str, Any]:
             return {"layers": random_member(recipe.space, options.seed, step)}
