@@ -86,7 +86,8 @@ def drop(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
     threshold = round(p * 2**16)
     if not (training and 0 < threshold < 2**16 and x.device.type == "cpu") or is_tracing(x):
         return nn.functional.dropout(x, p, training)
-    draws = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    draws = torch.empty(x.numel() // 4 + 1, dtype=torch.int64, device=x.device)
+    draws = draws.random_(-(2**63), None).view(torch.int16)
     keep = draws[: x.numel()].view(x.shape) >= threshold - 2**15
     return x * keep.to(x.dtype).mul_(2**16 / (2**16 - threshold))
 

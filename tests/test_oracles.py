@@ -270,6 +270,14 @@ def test_dropout_follows_the_seed_and_the_mode():
     assert not drop(x, 1.0, training=True).any()
 
 
+def test_dropout_draws_where_its_input_is():
+    """Not on the default device."""
+    x = torch.ones(7, 5)
+    with torch.device("meta"):
+        dropped = drop(x, 0.5, training=True)
+    assert dropped.device == x.device
+
+
 def test_training_with_dropout_attends_as_without_it_on_either_backend():
     """With dropout CPUs take the eager way whatever the backend, whose mask it has to understand."""
     ids, mask = torch.randint(5, 100, (3, 9)), padding().long()
