@@ -131,9 +131,10 @@ class ScoredAttention(nn.Module):
         if distance_embedding is not None:
             mask = add_to_mask(relative_scores(query, distance_embedding) * scaling, mask)
         dropout = self.dropout if self.training else 0.0
-        # With dropout torch has no fused kernel on CPUs: its own way is then that of the eager one, and slower.
-        fused = self.config._attn_implementation if not dropout or query.device.type != "cpu" else "eager"
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(fused, eager_attention_forward)
+        backend = self.config._attn_implementation
+        if backend == "sdpa" and dropout and query.device.type == "cpu":
+            backend = "eager"  # with dropout torch has no fused kernel on CPUs: sdpa takes the same way, but slower
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)
         output, weights = attend(self, query, key, value, mask, scaling=scaling, dropout=dropout)
         return output.transpose(1, 2), weights
 
