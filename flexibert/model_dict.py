@@ -72,9 +72,9 @@ def _standard_layer(model_dict: dict[str, Any], index: int, mix_padding: bool) -
     path = f"model_dict.n[{index}]"
     num_heads = _size(model_dict["n"][index], path)
     if hidden_size % num_heads:
-        raise ValueError(f"{path}: {num_heads} heads do not divide the hidden size {hidden_size}")
+        raise ValueError(f"{path}: {show(num_heads)} heads do not divide the hidden size {show(hidden_size)}")
     if kind == "c" and num_heads % 2:
-        raise ValueError(f"{path}: {num_heads} is odd, but half of the heads of a c layer are attention")
+        raise ValueError(f"{path}: {show(num_heads)} is odd, but half of the heads of a c layer are attention")
     operation = _operation(kind, parameter, num_heads, False, mix_padding, f"model_dict.p[{index}]")
     return LayerSpec(hidden_size, (operation,), feed_forward)
 
@@ -135,6 +135,6 @@ def _size(value: Any, path: str, odd: bool = False) -> int:
 
 def _list(value: Any, path: str, length: int | None = None) -> list | tuple:
     if not isinstance(value, (list, tuple)) or not value or (length is not None and len(value) != length):
-        entries = "at least one entry" if length is None else f"{length} entries, as many as l says"
+        entries = "at least one entry" if length is None else f"{show(length)} entries, as many as l says"
         raise ValueError(f"{path}: expected a list of {entries}, got {show(value)}")
     return value

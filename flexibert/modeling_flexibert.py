@@ -249,7 +249,7 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
         r"""
         output_positions (`torch.LongTensor` of shape `(num_outputs,)`, *optional*):
             Indices into the flattened batch. The last hidden state is given there only, `(num_outputs, hidden_size)`,
-            which spares the last layer its feed-forward network elsewhere.
+            which spares the last layer its output projection and feed-forward network elsewhere.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")

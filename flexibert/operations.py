@@ -86,7 +86,8 @@ def drop(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
     threshold = round(p * 2**16)
     if not (training and 0 < threshold < 2**16 and x.device.type == "cpu") or is_tracing(x):
         return nn.functional.dropout(x, p, training)
-    draws = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    draws = torch.empty(x.numel() // 4 + 1, dtype=torch.int64, device=x.device)
+    draws = draws.random_(-(2**63), None).view(torch.int16)
     keep = draws[: x.numel()].view(x.shape) >= threshold - 2**15
     return x * keep.to(x.dtype).mul_(2**16 / (2**16 - threshold))
 
@@ -130,9 +131,10 @@ class ScoredAttention(nn.Module):
         if distance_embedding is not None:
             mask = add_to_mask(relative_scores(query, distance_embedding) * scaling, mask)
         dropout = self.dropout if self.training else 0.0
-        # With dropout torch has no fused kernel on CPUs: its own way is then that of the eager one, and slower.
-        fused = self.config._attn_implementation if not dropout or query.device.type != "cpu" else "eager"
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(fused, eager_attention_forward)
+        backend = self.config._attn_implementation
+        if backend == "sdpa" and dropout and query.device.type == "cpu":
+            backend = "eager"  # with dropout torch has no fused kernel on CPUs: sdpa takes the same way, but slower
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)
         output, weights = attend(self, query, key, value, mask, scaling=scaling, dropout=dropout)
         return output.transpose(1, 2), weights
 

@@ -184,7 +184,7 @@ def test_hidden_states_have_the_widths_of_their_layers(spec):
 @every_spec
 @pytest.mark.parametrize("fields", [{}, {"output_hidden_states": True}, {"unpad_inputs": True}], ids=str)
 def test_predictions_at_positions_are_those_of_the_whole(spec, fields):
-    """Although the last layer's feed-forward network runs at these positions only."""
+    """Although the last layer's output projection and feed-forward network run at these positions only."""
     model = make_model(FlexiBertForMaskedLM, spec, **fields)
     inputs, positions = make_inputs(padding=True), torch.tensor([0, 5, LENGTH + 2, 2 * LENGTH])
     some, whole = model(**inputs, prediction_positions=positions), model(**inputs)

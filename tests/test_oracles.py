@@ -8,10 +8,11 @@ import torch
 import transformers
 from conftest import SPECS, layer, op
 from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from flexibert import GRAPHS, FlexiBertConfig, FlexiBertForMaskedLM, FlexiBertModel, convert_transformers_model
 from flexibert.modeling_flexibert import FlexiBertMixer
-from flexibert.operations import TRANSFORMS, MixingContext, convolve, drop, rotate
+from flexibert.operations import TRANSFORMS, MixingContext, ScoredAttention, convolve, drop, rotate
 
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -270,8 +271,28 @@ def test_dropout_follows_the_seed_and_the_mode():
     assert not drop(x, 1.0, training=True).any()
 
 
+def test_dropout_draws_where_its_input_is():
+    """Not on the default device."""
+    x = torch.ones(7, 5)
+    with torch.device("meta"):
+        dropped = drop(x, 0.5, training=True)
+    assert dropped.device == x.device
+
+
+def test_a_backend_of_ones_own_attends_in_training_too(monkeypatch):
+    def zeros(module, query, key, value, attention_mask, **kwargs):
+        return torch.zeros_like(value).transpose(1, 2), None
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "zeros", zeros)
+    config = FlexiBertConfig(attention_probs_dropout_prob=0.5)
+    config._attn_implementation = "zeros"
+    query, key, value = torch.randn(3, 2, 4, 9, 8)
+    output, _ = ScoredAttention(config, 8).train()(query, key, value, MixingContext(None, None, None))
+    assert output.shape == value.shape and not output.any()
+
+
 def test_training_with_dropout_attends_as_without_it_on_either_backend():
-    """With dropout CPUs take the eager way whatever the backend, whose mask it has to understand."""
+    """With dropout CPUs take the eager way in place of sdpa, whose mask it has to understand."""
     ids, mask = torch.randint(5, 100, (3, 9)), padding().long()
     outputs = []
     for implementation in ("eager", "sdpa"):
