@@ -258,10 +258,11 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
         length, positions = shape[1], self.config.max_position_embeddings
         if length > positions and self.config.position_embedding_type != "rotary":
             raise ValueError(f"sequence length {length} exceeds max_position_embeddings {positions}")
-        if attention_mask is not None and attention_mask.dim() != 2 and not self._masks_pairs:
-            raise ValueError(
-                "attention_mask: (batch, length) is expected, for a layer has more than softmax attention"
+        if attention_mask is not None and attention_mask.dim() not in ((2, 4) if self._masks_pairs else (2,)):
+            also = (
+                " or (batch, 1, length, length)" if self._masks_pairs else ", a layer has more than softmax attention"
             )
+            raise ValueError(f"attention_mask: (batch, length) is expected{also}")
         if position_ids is None:
             position_ids = torch.arange(length, device=device)[None]
 

@@ -102,7 +102,8 @@ class Dropout(nn.Dropout):
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
     """Attention that also returns its weights; `attention_mask` is as in `add_to_mask`."""
     weights = add_to_mask(torch.matmul(query, key.transpose(2, 3)) * scaling, attention_mask)  # (B, h, L, L)
-    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    precise = torch.promote_types(query.dtype, torch.float32)
+    weights = nn.functional.softmax(weights, dim=-1, dtype=precise).to(query.dtype)
     weights = drop(weights, dropout, module.training)
     return torch.matmul(weights, value).transpose(1, 2), weights  # (B, L, h, d)
 
@@ -132,11 +133,11 @@ class ScoredAttention(nn.Module):
             mask = add_to_mask(relative_scores(query, distance_embedding) * scaling, mask)
         dropout = self.dropout if self.training else 0.0
         backend = self.config._attn_implementation
-        if backend == "sdpa" and dropout and query.device.type == "cpu":
-            backend = "eager"  # with dropout torch has no fused kernel on CPUs: sdpa takes the same way, but slower
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)
+        # With dropout torch has no fused kernel on CPUs: sdpa takes the same way as eager attention, but slower.
+        unfused = backend == "sdpa" and dropout > 0 and query.device.type == "cpu"
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface("eager" if unfused else backend, eager_attention_forward)
         output, weights = attend(self, query, key, value, mask, scaling=scaling, dropout=dropout)
-        return output.transpose(1, 2), weights
+        return output.transpose(1, 2), None if unfused else weights
 
 
 def rotate(x: torch.Tensor, position_ids: torch.Tensor, base: float) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import psutil
 from safetensors import SafetensorError
 
 from .errors import UserError
+
+
+HOST = socket.gethostname().partition(".")[0]
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
@@ -27,13 +31,13 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder` that takes its place when the block ends without an error.
 
     Until then `folder` keeps its content, so a full disk or a killed process costs nothing but the new content. What
-    killed processes left aside is cleared on the way.
+    killed processes of this machine left aside is cleared on the way.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     for remains in folder.parent.glob(".*.partial"):
-        pid = remains.suffixes[-2][1:] if len(remains.suffixes) > 1 else ""
-        if remains.is_dir() and pid.isdigit() and not psutil.pid_exists(int(pid)):
+        pid, _, host = remains.suffixes[-2][1:].partition("@") if len(remains.suffixes) > 1 else ("", "", "")
+        if remains.is_dir() and host == HOST and pid.isdigit() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(remains, ignore_errors=True)
     aside, replaced = _aside(folder), _aside(folder).with_suffix(".replaced")
     shutil.rmtree(aside, ignore_errors=True)
@@ -72,5 +76,5 @@ def reported(path: Path, *others: type[Exception]) -> Iterator[None]:
 
 
 def _aside(path: Path) -> Path:
-    """Beside `path`, so that renaming stays within a file system; another process has another one."""
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Beside `path`, so that renaming stays within a file system; other processes and machines have others."""
+    return path.with_name(f".{path.name}.{os.getpid()}@{HOST}.partial")

@@ -55,26 +55,37 @@ def open_study(url: str, name: str, identity: Mapping[str, Any], directions: Map
         UserError: The storage does not answer, or holds a study of this name with another identity.
     """
     storage = open_storage(url)
-    existing = {summary.study_name for summary in optuna.get_all_study_summaries(storage, include_best_trial=False)}
-    if name in existing:
+    try:
+        study = optuna.create_study(study_name=name, storage=storage, directions=list(directions.values()))
+    except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage)
-        stored = study.user_attrs.get("identity", {})
+        stored = _stored_identity(study)
         changed = [key for key in identity if stored.get(key) != identity[key]]
-        if changed:
+        if not changed:
+            return study
+        if stored or study.get_trials(deepcopy=False):
             raise UserError(
                 f"run {name!r} exists with another {', '.join(changed)}; "
                 "give the same options to continue it, or another --name"
-            )
-        return study
-    study = optuna.create_study(study_name=name, storage=storage, directions=list(directions.values()))
-    study.set_user_attr("identity", dict(identity))
+            ) from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.set_metric_names(list(directions))
+    study.set_user_attr("identity", dict(identity))
     return study
 
 
-def open_storage(url: str) -> RDBStorage:
+def _stored_identity(study: optuna.Study) -> dict[str, Any]:
+    """The identity of a study; empty where whoever created it was killed before it came to that."""
+    for _ in range(20):
+        stored = study.user_attrs.get("identity")
+        if stored is not None or study.get_trials(deepcopy=False):
+            return stored or {}
+        time.sleep(0.1)  # another worker may have created it just now
+    return {}
+
+
+def open_storage(url: str, retries: int = 3) -> RDBStorage:
     """Connects to a storage whose workers are noticed when they die; UserError where it does not answer."""
     try:
         with warnings.catch_warnings():
@@ -87,6 +98,8 @@ def open_storage(url: str) -> RDBStorage:
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
             )
     except Exception as error:  # sqlalchemy, its driver, or Optuna, each with classes of its own
+        if retries and ("already exists" in str(error) or isinstance(error, sqlalchemy.exc.IntegrityError)):
+            return open_storage(url, retries - 1)  # another worker has made the tables just now
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"storage {url} does not answer: {reason}") from None
     if storage.engine.dialect.name == "sqlite":
@@ -149,13 +162,14 @@ def retry_interrupted(study: optuna.Study) -> int:
                 study.tell(trial.number, state=TrialState.FAIL)
             except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
                 continue  # another worker that starts now was faster
-            enqueue_again(study, trial)
+            enqueue_again(study, trial.number)
             count += 1
     return count
 
 
-def enqueue_again(study: optuna.Study, trial: FrozenTrial | optuna.Trial) -> None:
+def enqueue_again(study: optuna.Study, number: int) -> None:
     """Makes the architecture of a trial that was interrupted the next to be tried."""
+    trial = study.get_trials(deepcopy=False)[number]  # a running trial itself does not know what the sampler noted
     level = {name: value for name, value in trial.user_attrs.items() if name == "level"}
     study.enqueue_trial(trial.params, user_attrs=level)
 
@@ -173,7 +187,7 @@ class Search:
         seed: Of the sampler.
         feasible: Which architectures keep within the limits of the search; others are passed over.
         find_source: Chooses the trained encoder that a candidate starts from; none does where it is None.
-        after_trial: Called on the main process with every trial that trained an architecture and its folder.
+        after_trial: Called on the main process after every trial that trained an architecture.
         hierarchy: Whether to search level by level, see `HierarchicalSampler`.
     """
 
@@ -190,7 +204,7 @@ class Search:
         progress: RunProgress,
         feasible: Feasible | None = None,
         find_source: FindSource | None = None,
-        after_trial: Callable[[FrozenTrial, Path], None] | None = None,
+        after_trial: Callable[[], None] | None = None,
         hierarchy: bool = False,
     ):
         self.study = study
@@ -241,7 +255,7 @@ class Search:
             repeats = repeats + 1 if trial.state == TrialState.PRUNED or "duplicate_of" in trial.user_attrs else 0
             failures = failures + 1 if trial.state == TrialState.FAIL else 0
             if trial.state == TrialState.COMPLETE and not repeats and self.after_trial is not None:
-                self.after_trial(trial, trial_folder(self.folder, trial.number, trial.user_attrs["fingerprint"]))
+                self.after_trial()
             if failures >= MAX_FAILURES:
                 reason = trial.user_attrs.get("failure", "its score was not a number")
                 raise UserError(f"{failures} trials in a row failed, the last one: {reason}")
@@ -284,7 +298,7 @@ class Search:
             self.progress.end_trial(None, str(error))
             raise
         except (KeyboardInterrupt, UserError):  # which say nothing about the architecture
-            enqueue_again(self.study, trial)
+            enqueue_again(self.study, trial.number)
             raise
         trial.set_user_attr("metrics", metrics)
         values = [metrics[objective] for objective in self.objectives]

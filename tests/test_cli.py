@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,6 +181,12 @@ def test_a_killed_search_goes_on_with_the_same_command(tmp_path, corpus):
         for runs in ("runs", "whole")
     ]
     assert scores[0] == scores[1] and len(scores[0]) == 3
+
+    # As if it had been killed between the end of the best trial and its copy.
+    best = tmp_path / "runs" / "tiny" / "best"
+    shutil.rmtree(best)
+    assert command(*arguments[2:]).returncode == 0
+    assert (best / "model.safetensors").is_file()
 
 
 def completed(folder):

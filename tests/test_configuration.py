@@ -54,6 +54,9 @@ def test_layers_of_objects_and_of_data_are_the_same():
         ({"vocab_size": 0}, "^vocab_size: 0 is not accepted"),
         ({"embedding_size": -1}, "^embedding_size: -1 is not accepted"),
         ({"max_position_embeddings": 0}, "^max_position_embeddings: 0 is not accepted"),
+        ({"hidden_dropout_prob": 1.5}, "^hidden_dropout_prob: 1.5 is not accepted, expected a number from 0 to 1"),
+        ({"classifier_dropout": -1}, "^classifier_dropout: -1 is not accepted, expected a number from 0 to 1"),
+        ({"rotary_base": 0}, "^rotary_base: 0 is not accepted, expected a number above 0"),
         ({"type_vocab_size": -3}, "^type_vocab_size: -3 is not accepted"),
     ],
 )

@@ -306,6 +306,8 @@ def test_a_mask_of_pairs_reaches_softmax_attention_and_is_refused_elsewhere():
     torch.testing.assert_close(actual[real], expected[real], atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match=r"attention_mask: \(batch, length\) is expected"):
         make_model(FlexiBertModel, SPECS["fourier"])(**{**inputs, "attention_mask": pairs})
+    with pytest.raises(ValueError, match=r"expected or \(batch, 1, length, length\)"):
+        model(**{**inputs, "attention_mask": pairs[:, 0]})
 
 
 @pytest.mark.parametrize("spec", ["homogeneous", "fourier", "cosine", "graph"])

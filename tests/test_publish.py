@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 from search import publish
 from search.errors import UserError
-from search.files import replace_file, replace_folder
+from search.files import HOST, replace_file, replace_folder
 from search.model_card import TEMPLATE
 from search.publish import CardFacts, Score, push, save_checkpoint, verify, write_card
 
@@ -176,11 +176,12 @@ def test_other_peoples_data_is_not_overwritten(tmp_path, tokenizer, kind):
 
 def test_remains_of_killed_processes_are_cleared(tmp_path):
     process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    dead, alive = tmp_path / f".0001-ab.{int(process.stdout)}.partial", tmp_path / f".0002-cd.{os.getppid()}.partial"
-    dead.mkdir(), alive.mkdir()
+    pids = {"dead": f"{int(process.stdout)}@{HOST}", "alive": f"{os.getppid()}@{HOST}", "elsewhere": "1@another"}
+    dead, alive, elsewhere = (tmp_path / f".0001-ab.{pid}.partial" for pid in pids.values())
+    dead.mkdir(), alive.mkdir(), elsewhere.mkdir()
     with replace_folder(tmp_path / "0003-ef") as aside:
         (aside / "file").touch()
-    assert not dead.exists() and alive.exists()
+    assert not dead.exists() and alive.exists() and elsewhere.exists()
     assert (tmp_path / "0003-ef" / "file").exists()
 
 

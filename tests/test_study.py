@@ -1,6 +1,7 @@
 """The search loop: counting, repetitions, failures, kills and resumption, with an evaluator that costs nothing."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -140,13 +141,36 @@ def test_storage_that_does_not_answer(url):
     assert "\n" not in str(error.value)
 
 
-def test_after_trial_is_told_every_trained_trial(tmp_path):
-    told = []
-    make_search(tmp_path, Recorder(), after_trial=lambda trial, folder: told.append((trial.number, folder.name))).run(
-        3
-    )
-    assert len(told) == 3
-    assert all(name.startswith(f"{number:04d}-") for number, name in told)
+def test_after_trial_follows_every_trained_trial(tmp_path):
+    search = make_search(tmp_path, Recorder())
+    counts = []
+    search.after_trial = lambda: counts.append(len(finished(search.study)))
+    search.run(3)
+    assert counts == [1, 2, 3]
+
+
+def open_and_report(url, queue):
+    queue.put(open_study(url, "run", {"space": 1}, DIRECTIONS).user_attrs["identity"])
+
+
+def test_workers_that_start_at_the_same_moment_share_a_study(tmp_path):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    arguments = (f"sqlite:///{tmp_path / 'study.db'}", queue)
+    workers = [context.Process(target=open_and_report, args=arguments) for _ in range(6)]
+    for worker in workers:
+        worker.start()
+    assert [queue.get(timeout=120) for _ in workers] == [{"space": 1}] * len(workers)
+    for worker in workers:
+        worker.join(60)
+
+
+def test_a_study_whose_creator_was_killed_is_completed(tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    optuna.create_study(study_name="run", storage=url, directions=list(DIRECTIONS.values()))
+    assert open_study(url, "run", {"space": 1}, DIRECTIONS).user_attrs["identity"] == {"space": 1}
+    with pytest.raises(UserError, match="exists with another space"):
+        open_study(url, "run", {"space": 2}, DIRECTIONS)
 
 
 def test_candidates_start_from_what_find_source_chooses(tmp_path):

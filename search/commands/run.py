@@ -26,7 +26,7 @@ from ..report import summarise, write_report
 from ..samplers import Feasible, create_sampler
 from ..search_space import Architecture
 from ..self_made_tasks import SELF_MADE_TASKS
-from ..study import Search, best_trial, finished, open_study
+from ..study import Search, best_trial, finished, open_study, trial_folder
 from ..supernet import weights_digest
 from ..supernet_evaluator import SuperNetworkEvaluator
 from ..tasks import load_tasks
@@ -56,8 +56,8 @@ def main(options) -> None:
         evaluator = build_evaluator(recipe, options, accelerator, progress, folder)
         evaluator.measure_latency = LATENCY in objectives or options.max_latency_ms is not None
 
-        def after_trial(trial, trial_folder: Path) -> None:
-            keep_best(study, trial, trial_folder, folder)
+        def after_trial() -> None:
+            keep_best(study, folder)
             evaluator.update(study)
 
         search = Search(
@@ -76,7 +76,7 @@ def main(options) -> None:
             hierarchy=recipe.hierarchy,
         )
         if accelerator.is_main_process:
-            evaluator.update(study)
+            after_trial()  # a worker may have been killed before it came to that
         search.run(recipe.trials)
     if accelerator.is_main_process:
         conclude(study, folder, finetuning_options(recipe, options))
@@ -156,12 +156,25 @@ def build_evaluator(
     )
 
 
-def keep_best(study: optuna.Study, trial, trial_folder: Path, folder: Path) -> None:
-    """Copies the checkpoint of a trial to best/ if no other is better; one worker at a time looks and copies."""
+def keep_best(study: optuna.Study, folder: Path) -> None:
+    """Makes best/ a copy of the best trial, if that was trained here; one worker at a time looks and copies."""
     with FileLock(folder / ".best.lock"):
-        if best_trial(study).number == trial.number:
-            with replace_folder(folder / "best") as aside:
-                shutil.copytree(trial_folder, aside, dirs_exist_ok=True)
+        source, copy = best_folder(study, folder), folder / "best"
+        if source is not None and not equal_files(source / "config.json", copy / "config.json"):
+            with replace_folder(copy) as aside:
+                shutil.copytree(source, aside, dirs_exist_ok=True)
+
+
+def best_folder(study: optuna.Study, folder: Path) -> Path | None:
+    """Where the best trial's checkpoint is; None without a trial, or where another machine has it."""
+    best = best_trial(study)
+    place = None if best is None else trial_folder(folder, best.number, best.user_attrs["fingerprint"])
+    return place if place is not None and place.is_dir() else None
+
+
+def equal_files(first: Path, second: Path) -> bool:
+    """Whether both exist with the same bytes. No two trials of a study have the same configuration."""
+    return first.is_file() and second.is_file() and first.read_bytes() == second.read_bytes()
 
 
 def finetuning_options(recipe: Recipe, options) -> str:
@@ -185,6 +198,10 @@ def conclude(study: optuna.Study, folder: Path, finetuning: str) -> None:
     metrics = best.user_attrs["metrics"]
     trials = finished(study)
     seconds = sum(trial.duration.total_seconds() for trial in trials)
+    if best_folder(study, folder) is None:
+        host = best.user_attrs["worker"]["host"]
+        print(f"the best of {len(trials)} trials, {best.number}, was trained on {host}; its checkpoint is there")
+        return
     checkpoint, python = folder / "best", interpreter()
     load = (
         f"from transformers import pipeline; fill = pipeline('fill-mask', '{checkpoint}', trust_remote_code=True); "
