@@ -131,14 +131,15 @@ def _add_data(parser, recipe: bool) -> None:
     )
 
 
-def _add_training(parser, one_seed: bool = True) -> None:
+def _add_training(parser, one_seed: bool = True, trackers: bool = True) -> None:
     group = parser.add_argument_group("training")
     if one_seed:
         group.add_argument("--seed", type=seed, default=0, help="of everything random")
     group.add_argument(
         "--precision", choices=("no", "bf16", "fp16"), help="mixed precision; as in the Accelerate configuration"
     )
-    group.add_argument("--report-to", type=names, default=(), help="Accelerate trackers, for instance tensorboard")
+    if trackers:
+        group.add_argument("--report-to", type=names, default=(), help="Accelerate trackers, for instance tensorboard")
 
 
 def _add_budget(parser, recipe: bool) -> None:
@@ -233,7 +234,7 @@ def _add_run(commands) -> None:
     _add_data(parser, recipe=True)
     _add_tasks(parser, recipe=True)
     _add_budget(parser, recipe=True)
-    _add_training(parser)
+    _add_training(parser, trackers=False)
 
 
 def _add_supernet(commands) -> None:

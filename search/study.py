@@ -258,6 +258,7 @@ class Search:
                 self.after_trial()
             if failures >= MAX_FAILURES:
                 reason = trial.user_attrs.get("failure", "its score was not a number")
+                self._broadcast(None)  # else the other processes would wait for the next trial
                 raise UserError(f"{failures} trials in a row failed, the last one: {reason}")
         if self.space.size() is not None and trials > self.space.size():
             self.progress.say(f"the space has {self.space.size()} architectures, all of them are trained")

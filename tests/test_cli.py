@@ -291,6 +291,7 @@ def test_a_run_of_another_kind_is_left_untouched(capsys, tmp_path, corpus, chang
         (("report", "nowhere"), "is no run folder"),
         (("publish", "nowhere", "--repo-id", "a/b"), "nowhere"),
         (("finetune", "--model", "nowhere", "--tasks", "word_order"), "nowhere"),
+        (("finetune", "--model", "nowhere", "--tasks", ""), "--tasks: expected at least one task"),
         (("pretrain", "--architecture", "bert-minni", "--output", "{tmp}/out"), "bert-mini"),
         (("pretrain", "--architecture", "bert-mini", "--output", "{tmp}"), "exists and is no checkpoint"),
         (("pretrain", "--architecture", "bert-mini", "--output", "{tmp}/out", "--report-to", "nonsense"), "nonsense"),

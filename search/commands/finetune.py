@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from ..corpus import load_corpus, load_tokenizer
+from ..errors import UserError
 from ..files import replace_file
 from ..finetuning import FinetuningBudget
 from ..finetuning_runs import finetune_tasks, summarize
@@ -15,6 +16,8 @@ from .setup import start
 
 def main(options) -> None:
     """Fine-tunes an encoder on tasks and prints their scores."""
+    if not options.tasks:
+        raise UserError("--tasks: expected at least one task")
     output = Path(options.output) if options.output else None
     accelerator = start(options, output or Path("."))
     budget = FinetuningBudget(
