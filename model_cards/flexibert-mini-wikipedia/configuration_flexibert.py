@@ -90,6 +90,11 @@ class FlexiBertConfig(PreTrainedConfig):
         for name in ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not accepted, expected a whole number from 1")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not accepted, expected a number from 0 to 1")
+        if not self.rotary_base > 0:
+            raise ValueError(f"rotary_base: {self.rotary_base} is not accepted, expected a number above 0")
         if self.unpad_inputs:
             for index, layer in enumerate(layers):
                 if any(operation.to_dict().get("mix_padding") for operation in layer.operations):

@@ -28,7 +28,7 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_flexibert import FlexiBertConfig
-from .operations import OPERATION_CLASSES, MixingContext, Packing
+from .operations import OPERATION_CLASSES, Dropout, MixingContext, Packing
 from .spec import LayerSpec
 
 
@@ -51,7 +51,7 @@ class FlexiBertEmbeddings(nn.Module):
         if config.position_embedding_type == "absolute":
             self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.embedding_size)
         self.norm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids, token_type_ids, position_ids, inputs_embeds):
         embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
@@ -89,27 +89,35 @@ class FlexiBertMixer(nn.Module):
             self.distance_embedding = nn.Embedding(2 * config.max_position_embeddings - 1, self.head_size)
         self.output = nn.Linear(spec.mixing_size, spec.hidden_size) if spec.output_projection else nn.Identity()
 
-    def forward(self, hidden_states: torch.Tensor, context: MixingContext):
+    def forward(self, hidden_states: torch.Tensor, context: MixingContext, positions: torch.Tensor | None = None):
         """hidden_states (B, L, D) -> (B, L, D) and the weights of all attention heads (B, h, L, L), or None.
 
-        In a packed batch hidden_states and output are (1, N, D); the operations see it as padded groups of rows.
+        With `positions` (N,), indices into the flattened batch, the first of them is given there only: (N, D).
+        In a packed batch B is 1 and L the number of real tokens; the operations see it as padded groups of rows.
         """
         inputs = {
             name: self.projections[module](hidden_states)
             for name, module in PROJECTIONS.items()
             if module in self.projections
         }
-        if not context.groups:
+        if context.groups:
+            mixed, attentions = self.mix_groups(inputs, hidden_states, context.groups), None
+        else:
             mixed, attentions = self.mix(inputs, hidden_states, context)
-            return self.output(mixed), attentions
+        return self.output(mixed if positions is None else mixed.flatten(0, 1)[positions]), attentions
+
+    def mix_groups(
+        self, inputs: dict[str, torch.Tensor], hidden_states: torch.Tensor, groups: tuple[MixingContext, ...]
+    ):
+        """As `mix` for the rows of a packed batch, group by group, without attention weights."""
         outputs, start = [], 0
-        for group in context.groups:
+        for group in groups:
             tokens = slice(start, start + len(group.packing.indices))
             padded = {name: group.packing.unpack(x[:, tokens]) for name, x in inputs.items()}
             mixed, _ = self.mix(padded, group.packing.unpack(hidden_states[:, tokens]), group)
             outputs.append(group.packing.pack(mixed))
             start = tokens.stop
-        return self.output(torch.cat(outputs, dim=1)), None
+        return torch.cat(outputs, dim=1)
 
     def mix(self, inputs: dict[str, torch.Tensor], hidden_states: torch.Tensor, context: MixingContext):
         """Projections (B, L, heads * d) and layer input (B, L, D) -> all heads (B, L, H * d), attention weights."""
@@ -162,7 +170,7 @@ class FlexiBertLayer(GradientCheckpointingLayer):
         self.mixer_norm = nn.LayerNorm(spec.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = FlexiBertFeedForward(config, spec)
         self.feed_forward_norm = nn.LayerNorm(spec.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
         self, hidden_states: torch.Tensor, context: MixingContext, positions: torch.Tensor | None = None
@@ -170,9 +178,9 @@ class FlexiBertLayer(GradientCheckpointingLayer):
         """`positions` (N,) are indices into the flattened batch if the output is wanted there only, (N, D)."""
         if self.resize is not None:
             hidden_states = self.resize(hidden_states)
-        mixed, _ = self.mixer(hidden_states, context)
+        mixed, _ = self.mixer(hidden_states, context, positions)
         if positions is not None:
-            hidden_states, mixed = (states.flatten(0, 1)[positions] for states in (hidden_states, mixed))
+            hidden_states = hidden_states.flatten(0, 1)[positions]
         hidden_states = self.mixer_norm(hidden_states + self.dropout(mixed))
         transformed = self.feed_forward(hidden_states)
         return self.feed_forward_norm(hidden_states + self.dropout(transformed))
@@ -241,7 +249,7 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
         r"""
         output_positions (`torch.LongTensor` of shape `(num_outputs,)`, *optional*):
             Indices into the flattened batch. The last hidden state is given there only, `(num_outputs, hidden_size)`,
-            which spares the last layer its feed-forward network elsewhere.
+            which spares the last layer its output projection and feed-forward network elsewhere.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -250,10 +258,11 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
         length, positions = shape[1], self.config.max_position_embeddings
         if length > positions and self.config.position_embedding_type != "rotary":
             raise ValueError(f"sequence length {length} exceeds max_position_embeddings {positions}")
-        if attention_mask is not None and attention_mask.dim() != 2 and not self._masks_pairs:
-            raise ValueError(
-                "attention_mask: (batch, length) is expected, for a layer has more than softmax attention"
+        if attention_mask is not None and attention_mask.dim() not in ((2, 4) if self._masks_pairs else (2,)):
+            also = (
+                " or (batch, 1, length, length)" if self._masks_pairs else ", a layer has more than softmax attention"
             )
+            raise ValueError(f"attention_mask: (batch, length) is expected{also}")
         if position_ids is None:
             position_ids = torch.arange(length, device=device)[None]
 
@@ -387,9 +396,9 @@ class FlexiBertForMaskedLM(FlexiBertPreTrainedModel):
         )
 
 
-def classifier_dropout(config: FlexiBertConfig) -> nn.Dropout:
+def classifier_dropout(config: FlexiBertConfig) -> Dropout:
     dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-    return nn.Dropout(dropout)
+    return Dropout(dropout)
 
 
 @auto_docstring

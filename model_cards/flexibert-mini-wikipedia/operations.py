@@ -77,13 +77,34 @@ class Packing(NamedTuple):
         return padded.index_copy(0, self.indices, x[0]).unflatten(0, self.shape)
 
 
+def drop(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
+    """`nn.functional.dropout`, on CPUs with a quarter of its random numbers.
+
+    Those come one after the other from a single generator, and torch draws 64 bits to decide about each number. Here
+    16 bits do, so p is rounded to a multiple of 2^-16.
+    """
+    threshold = round(p * 2**16)
+    if not (training and 0 < threshold < 2**16 and x.device.type == "cpu") or is_tracing(x):
+        return nn.functional.dropout(x, p, training)
+    draws = torch.empty(x.numel() // 4 + 1, dtype=torch.int64, device=x.device)
+    draws = draws.random_(-(2**63), None).view(torch.int16)
+    keep = draws[: x.numel()].view(x.shape) >= threshold - 2**15
+    return x * keep.to(x.dtype).mul_(2**16 / (2**16 - threshold))
+
+
+class Dropout(nn.Dropout):
+    """`drop` as a module."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return drop(x, self.p, self.training)
+
+
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Attention that also returns its weights; `attention_mask` is additive and broadcasts to (B, h, L, L)."""
-    weights = torch.matmul(query, key.transpose(2, 3)) * scaling  # (B, h, L, L)
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    """Attention that also returns its weights; `attention_mask` is as in `add_to_mask`."""
+    weights = add_to_mask(torch.matmul(query, key.transpose(2, 3)) * scaling, attention_mask)  # (B, h, L, L)
+    precise = torch.promote_types(query.dtype, torch.float32)
+    weights = nn.functional.softmax(weights, dim=-1, dtype=precise).to(query.dtype)
+    weights = drop(weights, dropout, module.training)
     return torch.matmul(weights, value).transpose(1, 2), weights  # (B, L, h, d)
 
 
@@ -110,10 +131,13 @@ class ScoredAttention(nn.Module):
         mask = context.attention_mask
         if distance_embedding is not None:
             mask = add_to_mask(relative_scores(query, distance_embedding) * scaling, mask)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.dropout if self.training else 0.0
+        backend = self.config._attn_implementation
+        # With dropout torch has no fused kernel on CPUs: sdpa takes the same way as eager attention, but slower.
+        unfused = backend == "sdpa" and dropout > 0 and query.device.type == "cpu"
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface("eager" if unfused else backend, eager_attention_forward)
         output, weights = attend(self, query, key, value, mask, scaling=scaling, dropout=dropout)
-        return output.transpose(1, 2), weights
+        return output.transpose(1, 2), None if unfused else weights
 
 
 def rotate(x: torch.Tensor, position_ids: torch.Tensor, base: float) -> torch.Tensor:
@@ -179,7 +203,7 @@ class RelativeAttention(nn.Module):
     def __init__(self, config, head_size: int):
         super().__init__()
         self.scaling = head_size**-0.5
-        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.dropout = Dropout(config.attention_probs_dropout_prob)
 
     def forward(self, query, value, context: MixingContext, distance_embedding):
         """query, value (B, h, L, d) -> (B, h, L, d)."""
@@ -211,8 +235,8 @@ class LinearTransformOperation(nn.Module):
         mask = None if self.spec.mix_padding else context.padding_mask
         transform, matrices = TRANSFORMS[self.spec.transform]
         ortho = self.spec.norm == "ortho"
-        key = (self.spec.transform, ortho, mask is None, x.dtype, x.device)
-        output = transform(x, context.once(key, lambda: matrices(x, mask, ortho)), ortho)
+        key = (self.spec.transform, ortho, mask is None, x.shape[-1], x.dtype, x.device)
+        output = transform(x, *context.once(key, lambda: matrices(x, mask, ortho)))
         if layer_input:
             output = output[:, 0].unflatten(-1, (self.spec.num_heads, -1)).transpose(1, 2)  # (B, h, L, d)
         if self.relative is not None:
@@ -220,31 +244,47 @@ class LinearTransformOperation(nn.Module):
         return output, None
 
 
-def fourier_transform(x: torch.Tensor, sequence: tuple[torch.Tensor, torch.Tensor], ortho: bool) -> torch.Tensor:
-    """Re(F_L x F_d) of x (B, h, L, d), with F_L from `fourier_matrices`, each row over its real tokens.
+def fourier_transform(x: torch.Tensor, features: tuple, sequence: tuple) -> torch.Tensor:
+    """Re(F_L x F_d) of x (B, h, L, d), with the matrices from `fourier_matrices`, each row over its real tokens.
 
-    With C and S the cosine and sine matrices this is C_L x C_d - S_L x S_d. Feature d - e has the cosine of feature e
-    and its negative sine, so only d // 2 + 1 columns are computed: column e is A - B, column d - e is A + B.
+    With C and S the cosine and sine matrices this is C_L x C_d - S_L x S_d. Cosines are the same at n and d - n, sines
+    negative, in rows and columns alike: so sums of such features need d // 2 + 1 cosines and differences the other
+    sines, and what comes out is column e as their difference and column d - e as their sum.
+    """
+    sums, differences = _fold(x, alone=1)
+    cosines = torch.matmul(sequence[0], torch.matmul(sums, features[0]))
+    sines = torch.matmul(sequence[1], torch.matmul(differences, features[1]))
+    first, paired, middle = cosines.split([1, sines.shape[-1], cosines.shape[-1] - sines.shape[-1] - 1], dim=-1)
+    return torch.cat([first, paired - sines, middle, (paired + sines).flip(-1)], dim=-1)
+
+
+def fourier_matrices(x: torch.Tensor, padding_mask: torch.Tensor | None, ortho: bool) -> tuple[tuple, tuple]:
+    """Cosine and sine matrices over the folded features of x (B, h, L, d) and over its sequence.
+
+    The latter are (L, L), or (B, 1, L, L) with zeros at padding.
     """
     size = x.shape[-1]
-    half = size // 2 + 1
-    index = torch.arange(size, device=x.device)
-    cos, sin = _cos_sin(index[:, None] * index[:half], size)
-    features = torch.cat([cos, sin], dim=-1) * (size**-0.5 if ortho else 1.0)
-    cos_part, sin_part = torch.matmul(x, features.to(x.dtype)).chunk(2, dim=-1)  # each (B, h, L, half)
-    cos, sin = sequence
-    cos_part, sin_part = torch.matmul(cos, cos_part), torch.matmul(sin, sin_part)
-    mirrored = (cos_part + sin_part)[..., 1 : size - half + 1].flip(-1)
-    return torch.cat([cos_part - sin_part, mirrored], dim=-1)
-
-
-def fourier_matrices(x, padding_mask: torch.Tensor | None, ortho: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine matrices over the sequence of x (B, h, L, d): (L, L), or (B, 1, L, L) with zeros at padding."""
+    index = torch.arange(size // 2 + 1, device=x.device)
+    cos, sin = _cos_sin(index[:, None] * index, size)
+    pairs = slice(1, (size + 1) // 2)
+    scale = size**-0.5 if ortho else 1.0
+    features = (cos * scale).to(x.dtype), (sin[pairs, pairs] * scale).to(x.dtype)
     positions, lengths, mask = _rows(x, padding_mask)
     scale = lengths**-0.5 if ortho else 1.0
     scale = scale if mask is None else scale * mask
     cos, sin = _cos_sin(positions[..., :, None] * positions[..., None, :], lengths)
-    return (cos * scale).to(x.dtype), (sin * scale).to(x.dtype)
+    return features, ((cos * scale).to(x.dtype), (sin * scale).to(x.dtype))
+
+
+def _fold(x: torch.Tensor, alone: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums and differences of features that mirror each other in x[..., alone:].
+
+    Those that come alone stand among the sums: the first ones, and the one in the centre if there is one.
+    """
+    pairs = (x.shape[-1] - alone) // 2
+    first, low, centre, high = x.split([alone, pairs, x.shape[-1] - alone - 2 * pairs, pairs], dim=-1)
+    high = high.flip(-1)
+    return torch.cat([first, low + high, centre], dim=-1), low - high
 
 
 def _cos_sin(products: torch.Tensor, period) -> tuple[torch.Tensor, torch.Tensor]:
@@ -253,18 +293,31 @@ def _cos_sin(products: torch.Tensor, period) -> tuple[torch.Tensor, torch.Tensor
     return angles.cos(), angles.sin()
 
 
-def cosine_transform(x: torch.Tensor, sequence: torch.Tensor, ortho: bool) -> torch.Tensor:
-    """DCT-II of x (B, h, L, d) over features and, with `sequence` from `cosine_matrix`, each row's real tokens."""
-    index = torch.arange(x.shape[-1], device=x.device)
-    features = _cosines(index, index, x.shape[-1], ortho).T
-    return torch.matmul(sequence, torch.matmul(x, features.to(x.dtype)))
+def cosine_transform(x: torch.Tensor, features: tuple, sequence: torch.Tensor) -> torch.Tensor:
+    """DCT-II of x (B, h, L, d), with the matrices from `cosine_matrices`, each row over its real tokens.
+
+    Cosines of even frequency are the same at n and d - 1 - n, those of odd frequency negative: sums of such features
+    give the even columns and differences the odd ones.
+    """
+    even, odd = (torch.matmul(part, matrix) for part, matrix in zip(_fold(x, alone=0), features))
+    even, last = even.split([odd.shape[-1], even.shape[-1] - odd.shape[-1]], dim=-1)
+    return torch.matmul(sequence, torch.cat([torch.stack([even, odd], dim=-1).flatten(-2), last], dim=-1))
 
 
-def cosine_matrix(x, padding_mask: torch.Tensor | None, ortho: bool) -> torch.Tensor:
-    """DCT-II over the sequence of x (B, h, L, d): (L, L), or (B, 1, L, L) with zeros at padding."""
+def cosine_matrices(x: torch.Tensor, padding_mask: torch.Tensor | None, ortho: bool) -> tuple[tuple, torch.Tensor]:
+    """DCT-II over the folded features of x (B, h, L, d), of even and odd frequency, and over its sequence.
+
+    The latter is (L, L), or (B, 1, L, L) with zeros at padding.
+    """
+    size = x.shape[-1]
+    index = torch.arange(size, device=x.device)
+    folded = (index[: (size + 1) // 2], index[: size // 2])
+    features = tuple(
+        _cosines(index[odd::2], positions, size, ortho).T.to(x.dtype) for odd, positions in enumerate(folded)
+    )
     positions, lengths, mask = _rows(x, padding_mask)
     matrix = _cosines(positions, positions, lengths, ortho)
-    return (matrix if mask is None else matrix * mask).to(x.dtype)
+    return features, (matrix if mask is None else matrix * mask).to(x.dtype)
 
 
 def _cosines(k: torch.Tensor, n: torch.Tensor, length, ortho: bool) -> torch.Tensor:
@@ -286,8 +339,8 @@ def _rows(x, padding_mask):
     return positions, lengths, (padding_mask[:, None, :, None] & padding_mask[:, None, None, :])
 
 
-TRANSFORMS = {"fourier": (fourier_transform, fourier_matrices), "cosine": (cosine_transform, cosine_matrix)}
-"""Name -> the transform, and what makes its part over the sequence, which is the same in all layers."""
+TRANSFORMS = {"fourier": (fourier_transform, fourier_matrices), "cosine": (cosine_transform, cosine_matrices)}
+"""Name -> the transform, and what makes its matrices, which are the same in all layers of a width."""
 
 
 class DynamicConvolutionOperation(nn.Module):
@@ -364,7 +417,7 @@ class LightweightConvolutionOperation(nn.Module):
     def __init__(self, config, layer: LayerSpec, spec):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(spec.num_heads, spec.kernel_size))
-        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.dropout = Dropout(config.attention_probs_dropout_prob)
 
     def init_parameters(self):
         init.normal_(self.weight, std=0.02)

@@ -109,6 +109,7 @@ class OpNasSampler(PopulationSampler):
         children: Children of each parent in a round.
         alpha, temperature, tied_positions: See `OperationPriority`.
         inter_rate: Probability of a mutation between layers (own choice).
+        inter_priority: Whether layer types and kernel sizes are drawn by priority, too (own choice); else at random.
         max_edits: A child gets one to so many edits within a layer (own choice).
 
     Raises:
@@ -127,6 +128,7 @@ class OpNasSampler(PopulationSampler):
         temperature: float = 1.0,
         tied_positions: bool = False,
         inter_rate: float = 0.5,
+        inter_priority: bool = False,
         max_edits: int = 2,
         feasible: Callable[[Architecture], bool] | None = None,
     ):
@@ -138,11 +140,13 @@ class OpNasSampler(PopulationSampler):
         check_number("temperature", temperature, 1e-6)
         check_number("inter_rate", inter_rate, 0, 1)
         check_flag("tied_positions", tied_positions)
+        check_flag("inter_priority", inter_priority)
         self.population = population
         self.parents = parents
         self.children = children
         self.priority_options = {"alpha": alpha, "temperature": temperature, "tied_positions": tied_positions}
         self.inter_rate = inter_rate
+        self.inter_priority = inter_priority
         self.max_edits = max_edits
 
     def policy(self, number: int, finished: Sequence[Member], scores: np.ndarray) -> Callable[[random.Random], Values]:
@@ -161,17 +165,21 @@ class OpNasSampler(PopulationSampler):
         priority = OperationPriority(self.space, pool, scores, **self.priority_options)
 
         def draw(rng: random.Random) -> Values:
-            values = self._inter_level(parent, rng) if rng.random() < self.inter_rate else parent
-            return self._intra_level(values, lambda position, options: priority.choose(position, options, rng), rng)
+            def choose(position: str, options: Sequence[Value]) -> Value:
+                return priority.choose(position, options, rng)
+
+            values = self._inter_level(parent, choose, rng) if rng.random() < self.inter_rate else parent
+            return self._intra_level(values, choose, rng)
 
         return draw
 
-    def _inter_level(self, values: Values, rng: random.Random) -> Values:
+    def _inter_level(self, values: Values, choose: Callable, rng: random.Random) -> Values:
         names = [name for name in self.space.movable(values) if ".graph." not in name]
         if not names:
             return values
         name = rng.choice(names)
-        value = _draw([option for option in self.space.choices[name] if option != values[name]], rng)
+        options = [option for option in self.space.choices[name] if option != values[name]]
+        value = choose(name, options) if self.inter_priority else _draw(options, rng)
         return self.space.change(values, name, value, rng)
 
     def _intra_level(self, values: Values, choose: Callable, rng: random.Random) -> Values:
