@@ -196,17 +196,20 @@ def agreement(members: Sequence[dict], name: str) -> dict:
 # --- policies -----------------------------------------------------------------------------------------------------
 
 ROUNDS = {"name": "opnas", "population": 20, "parents": 3, "children": 2}
+TIED = {"alpha": 0.1, "tied_positions": True}
 POLICIES = {
-    "opnas": {**ROUNDS, "alpha": 0.1, "temperature": 0.05, "tied_positions": True},
+    "opnas": {**ROUNDS, **TIED, "temperature": 0.2, "inter_priority": True},
+    "opnas-paper": {**ROUNDS, **TIED, "temperature": 0.05},
     "plain-evolution": {**ROUNDS, "alpha": float("inf")},
     "regularised-evolution": {"name": "evolution", "population": 20, "tournament": 5},
     "random": {"name": "random"},
 }
-"""Samplers and their options: OP-NAS as in the recipe `autobert_zero_tiny`, and the same without its priorities."""
+"""Samplers and their options: OP-NAS as in the recipe `autobert_zero_tiny`; with priorities within layers alone, as in
+the paper; without any."""
 
 
 def policies(options) -> dict:
-    """Runs every policy with every seed, seed by seed."""
+    """Runs every policy with every seed, seed by seed; those that are in the file are kept."""
     lab = open_lab(options)
     space = lab.network.space
 
@@ -215,18 +218,18 @@ def policies(options) -> dict:
         return -lab.loss(lab.network.extract(layers), options.blocks)
 
     results = read(options.output) or {"evaluations": options.evaluations, "blocks": options.blocks, "runs": []}
-    for seed in range(len(results["runs"]), options.seeds):
-        started = time.process_time()
-        run = {name: search(space, sampler, seed, options.evaluations, score) for name, sampler in POLICIES.items()}
-        results["runs"].append(run)
-        results["reached"] = {name: reached(results["runs"], name) for name in POLICIES}
+    for seed in range(options.seeds):
+        if seed == len(results["runs"]):
+            results["runs"].append({})
+        run, started = results["runs"][seed], time.process_time()
+        for name in POLICIES.keys() - run.keys():
+            run[name] = search(space, POLICIES[name], seed, options.evaluations, score)
+        results["reached"] = {name: reached(results["runs"][: seed + 1], name) for name in POLICIES}
         replace_file(options.output, json.dumps(results))
-        print(
-            seed,
-            {name: round(max(scores), 4) for name, scores in run.items()},
-            f"{time.process_time() - started:.0f} s",
-        )
-        print(results["reached"], flush=True)
+        best = {name: round(max(scores), 4) for name, scores in run.items()}
+        print(seed, best, f"{time.process_time() - started:.0f} s", flush=True)
+    for name, values in results["reached"].items():
+        print(name, values)
     return results
 
 

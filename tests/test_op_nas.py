@@ -222,6 +222,24 @@ def test_children_of_a_round_have_the_best_of_earlier_rounds_as_parents():
         assert layers_that_differ(architectures[number], architectures[parent.number]) == 1
 
 
+@pytest.mark.parametrize("inter_priority", [False, True])
+def test_layers_are_drawn_by_priority_on_request(inter_priority):
+    """The best kernel by far, where it is an option, and otherwise all of them."""
+    space = SPACES["tail"]
+    best = "lightweight_convolution"  # of 9 taps, which is the default
+    study = run(op_nas(space), 40, objective=lambda layers: sum("=9" in str(layer.operations) for layer in layers))
+    members, scores = read_members(study, space), np.array([trial.value for trial in study.trials])
+    priority = OperationPriority(space, members, scores, alpha=0.0, temperature=0.01, tied_positions=True)
+    sampler, rng = op_nas(space, inter_priority=inter_priority), random.Random(0)
+    poor = {f"layer{index}.operation": "lightweight_convolution(kernel_size=3)" for index in range(4)}
+    parent = space.normalize({**members[0].values, **poor})
+    drawn = set()
+    for _ in range(60):
+        child = sampler._inter_level(parent, lambda name, options: priority.choose(name, options, rng), rng)
+        drawn |= {child[name] for name in poor if child[name] != parent[name]}
+    assert best in drawn and (len(drawn) == 1) == inter_priority
+
+
 def test_inter_level_mutation_changes_one_more_layer():
     space = SPACES["tail"]
     study = run(op_nas(space, inter_rate=1.0), 14)
@@ -406,6 +424,7 @@ def test_several_objectives_are_refused(create):
         ({"alpha": math.nan}, "a number of at least 0"),
         ({"inter_rate": 1.5}, "a number of at least 0 and at most 1"),
         ({"tied_positions": "no"}, "known: true, false"),
+        ({"inter_priority": 1}, "known: true, false"),
     ],
 )
 def test_options_out_of_range_are_refused(option, expected):
