@@ -7,7 +7,7 @@ embeds any architecture, so that a space of 3 billion members needs no library.
 
 The network sees what edit distance consists of but for edges: how many vertices weigh at least so much. (Where in an
 encoder they stand was tried as well. It moves few edges, and some hundred examples do not suffice to learn it from.)
-In FlexiBERT's full space it meets held-out distances to 7%, a table that is trained on them to 5%.
+In FlexiBERT's full space it meets held-out distances to 7.3%; the table meets those that it is trained on to 7.2%.
 
 Notation: n architectures, D dimensions, C cells of the axis of weights.
 """

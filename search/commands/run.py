@@ -26,7 +26,7 @@ from ..report import summarise, write_report
 from ..samplers import Feasible, create_sampler
 from ..search_space import Architecture
 from ..self_made_tasks import SELF_MADE_TASKS
-from ..study import Search, best_trial, finished, open_study, trial_folder
+from ..study import Search, best_trial, finished, open_study, this_worker, trial_folder
 from ..supernet import weights_digest
 from ..supernet_evaluator import SuperNetworkEvaluator
 from ..tasks import load_tasks
@@ -166,7 +166,7 @@ def keep_best(study: optuna.Study, folder: Path) -> None:
 
 
 def best_folder(study: optuna.Study, folder: Path) -> Path | None:
-    """Where the best trial's checkpoint is; None without a trial, or where another machine has it."""
+    """Where the best trial's checkpoint is; None without a trial, or where it is gone or on another machine."""
     best = best_trial(study)
     place = None if best is None else trial_folder(folder, best.number, best.user_attrs["fingerprint"])
     return place if place is not None and place.is_dir() else None
@@ -198,8 +198,8 @@ def conclude(study: optuna.Study, folder: Path, finetuning: str) -> None:
     metrics = best.user_attrs["metrics"]
     trials = finished(study)
     seconds = sum(trial.duration.total_seconds() for trial in trials)
-    if best_folder(study, folder) is None:
-        host = best.user_attrs["worker"]["host"]
+    host = best.user_attrs["worker"]["host"]
+    if best_folder(study, folder) is None and host != this_worker()["host"]:
         print(f"the best of {len(trials)} trials, {best.number}, was trained on {host}; its checkpoint is there")
         return
     checkpoint, python = folder / "best", interpreter()
