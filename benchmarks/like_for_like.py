@@ -99,6 +99,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-validation-examples", type=int, default=500, help="of each split")
     parser.add_argument("--finetuning-epochs", type=float, default=2)
     parser.add_argument("--finetuning-learning-rate", type=float, default=3e-4)
+    parser.add_argument("--classifier-pooling", choices=("cls", "mean"), default="mean")
     return parser.parse_args(arguments)
 
 
@@ -107,6 +108,12 @@ class Experiment:
 
     def __init__(self, options: argparse.Namespace):
         self.work = options.work
+        # No dropout: no text is seen twice.
+        self.fields = {
+            "classifier_pooling": options.classifier_pooling,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+        }
         self.accelerator = Accelerator(mixed_precision=options.precision)
         self.pretraining = PretrainingBudget(
             steps=options.steps,
@@ -133,9 +140,7 @@ class Experiment:
     def run(self, name: str, layers, positions: str, seed: int) -> dict:
         """Pretrains and fine-tunes one model; says all that is needed to judge it."""
         folder = self.work / f"{name}-seed{seed}"
-        # No dropout: no text is seen twice.
-        dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        config = build_config(layers, self.tokenizer, 128, {"position_embedding_type": positions, **dropout})
+        config = build_config(layers, self.tokenizer, 128, {"position_embedding_type": positions, **self.fields})
         pretrained_file = folder / "pretraining.json"
         if not pretrained_file.exists():
             replace_file(pretrained_file, json.dumps(self.pretrain(config, folder, seed)))
@@ -153,6 +158,7 @@ class Experiment:
             "seed": seed,
             "layers": [layer.to_dict() for layer in config.layer_specs],
             "position_embedding_type": positions,
+            "classifier_pooling": config.classifier_pooling,
             "parameters": count_parameters(config),
             "embedding_parameters": config.vocab_size * config.embedding_size,
             "forward_flops_per_token": round(forward_flops(config, 128, predictions) / 128),

@@ -97,7 +97,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.checkpoint is None:
         for name, runs in results.items():
             folder = options.output / name
-            config = {key: runs[0][key] for key in ("layers", "position_embedding_type", "vocab_size")}
+            structure = ("layers", "position_embedding_type", "classifier_pooling", "vocab_size")
+            config = {key: runs[0][key] for key in structure}
             config["max_position_embeddings"] = runs[0]["pretraining"]["sequence_length"]
             config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # as they were trained
             folder.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,13 @@ def test_bad_values_raise_with_their_path(fields, message):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"vocab_size": "8"}, {"position_embedding_type": "relative"}, {"hidden_act": None}, {"num_layers": None}],
+    [
+        {"vocab_size": "8"},
+        {"position_embedding_type": "relative"},
+        {"classifier_pooling": "max"},
+        {"hidden_act": None},
+        {"num_layers": None},
+    ],
 )
 def test_fields_are_typed(fields):
     """By transformers itself, with the name of the field; unknown names are kept, as everywhere in transformers."""

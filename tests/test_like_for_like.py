@@ -26,6 +26,7 @@ def result(model: str, seed: int, score: float) -> dict:
         "seed": seed,
         "layers": layers_to_dicts(layers),
         "position_embedding_type": positions,
+        "classifier_pooling": "mean",
         "parameters": 5_000_000,
         "vocab_size": 99,
         "corpus": "some text",

@@ -291,9 +291,30 @@ def test_padding_takes_part_on_request(spec):
 @pytest.mark.parametrize("unpad_inputs", [False, True])
 def test_a_row_of_padding_alone_stays_finite(backend, unpad_inputs):
     fields = {"attn_implementation": backend, "unpad_inputs": unpad_inputs}
-    model, inputs = make_model(FlexiBertModel, EVERY_OPERATION, **fields), make_inputs(padding=True)
+    model = make_model(FlexiBertModel, EVERY_OPERATION, classifier_pooling="mean", **fields)
+    inputs = make_inputs(padding=True)
     inputs["attention_mask"][1] = 0
-    assert torch.isfinite(model(**inputs).last_hidden_state).all()
+    outputs = model(**inputs)
+    assert torch.isfinite(outputs.last_hidden_state).all() and torch.isfinite(outputs.pooler_output).all()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("unpad_inputs", [False, True])
+def test_mean_pooling_sees_every_real_token_and_no_padding(side, unpad_inputs):
+    fields = {"classifier_pooling": "mean", "unpad_inputs": unpad_inputs}
+    model = make_model(FlexiBertModel, EVERY_OPERATION, **fields)
+    inputs = make_inputs(padding=True)
+    if side == "left":
+        inputs = {name: tensor.flip(-1) for name, tensor in inputs.items()}
+    mask = inputs["attention_mask"]
+    inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    pooled = model(**inputs).pooler_output
+    for row, real in enumerate(mask.bool()):
+        alone = {name: tensor[row : row + 1, real] for name, tensor in inputs.items()}
+        states = model(**alone).last_hidden_state[0]
+        expected = torch.tanh(model.pooler(sum(states) / len(states)))
+        torch.testing.assert_close(pooled[row], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(**alone).pooler_output[0], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_mask_of_pairs_reaches_softmax_attention_and_is_refused_elsewhere():

@@ -79,6 +79,7 @@ STRUCTURE = (
     "type_vocab_size",
     "project_embeddings",
     "hidden_act",
+    "classifier_pooling",
     "tie_word_embeddings",
 )
 """Fields of a configuration that belong to an architecture, as the layers do, and not to a tokenizer."""
