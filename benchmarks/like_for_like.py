@@ -6,8 +6,9 @@
 
 Every model and seed is one JSON file in the output folder. Those that exist are not made again, and a killed run goes
 on at the last checkpoint of pretraining or at the first task without a score; several processes may share the work
-with different `--models` or `--seeds`. A seed decides first weights, order of the text, masks, heads and the order of
-examples; the training examples of a task are the same in all runs. `--table` prints mean and spread over the seeds.
+with different `--models` or `--seeds`. Work and results of other settings are refused. A seed decides first weights,
+order of the text, masks, heads and the order of examples; the training examples of a task are the same in all runs.
+`--table` prints mean and spread over the seeds.
 """
 
 import argparse
@@ -51,6 +52,9 @@ MODELS = {
 }
 """Name -> layers, and the positions that the model's own paper has. All else is the same for all."""
 
+SETTINGS = ("corpus", "vocab_size", "classifier_pooling", "pretraining", "finetuning", "train_examples")
+"""What has to be the same in all runs of a table."""
+
 PUBLISHED_GAP = 8.9
 """GLUE points by which FlexiBERT-Mini is said to lead BERT-Mini (arXiv 2205.11656, abstract)."""
 
@@ -75,9 +79,12 @@ def main(arguments: list[str] | None = None) -> None:
     for seed in options.seeds:
         for name in options.models or models:
             result = options.output / f"{name}-seed{seed}.json"
-            if not result.exists():
+            if result.exists():
+                check_settings(json.loads(result.read_text()), experiment.settings, result)
+            else:
                 replace_file(result, json.dumps(experiment.run(name, *models[name], seed), indent=1) + "\n")
                 print(f"{result} written", flush=True)
+    print("all runs are there")
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -136,10 +143,26 @@ class Experiment:
         tasks = [name for name in GLUE_TASKS if name != "wnli"]
         loaded = load_tasks(tasks, self.corpus, options.data, options.max_train_examples)
         self.tasks = [shorten(task, options.max_validation_examples) for task in loaded]
+        self.settings = {
+            "corpus": self.corpus.name,
+            "vocab_size": len(self.tokenizer),
+            "classifier_pooling": options.classifier_pooling,
+            "pretraining": {**dataclasses.asdict(self.pretraining), "tokens": self.pretraining.tokens},
+            "finetuning": dataclasses.asdict(self.finetuning),
+            "train_examples": {task.name: len(task.train) for task in self.tasks},
+            "validation_examples": {
+                task.name: {split: len(rows) for split, rows in task.validation.items()} for task in self.tasks
+            },
+        }
 
     def run(self, name: str, layers, positions: str, seed: int) -> dict:
         """Pretrains and fine-tunes one model; says all that is needed to judge it."""
         folder = self.work / f"{name}-seed{seed}"
+        settings = folder / "settings.json"
+        if settings.exists():
+            check_settings(json.loads(settings.read_text()), self.settings, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(settings, json.dumps(self.settings, indent=1) + "\n")
         config = build_config(layers, self.tokenizer, 128, {"position_embedding_type": positions, **self.fields})
         pretrained_file = folder / "pretraining.json"
         if not pretrained_file.exists():
@@ -158,19 +181,11 @@ class Experiment:
             "seed": seed,
             "layers": [layer.to_dict() for layer in config.layer_specs],
             "position_embedding_type": positions,
-            "classifier_pooling": config.classifier_pooling,
             "parameters": count_parameters(config),
             "embedding_parameters": config.vocab_size * config.embedding_size,
             "forward_flops_per_token": round(forward_flops(config, 128, predictions) / 128),
-            "corpus": self.corpus.name,
-            "vocab_size": len(self.tokenizer),
-            "pretraining": {**dataclasses.asdict(self.pretraining), "tokens": self.pretraining.tokens},
+            **self.settings,
             "pretrained": json.loads(pretrained_file.read_text()),
-            "finetuning": dataclasses.asdict(self.finetuning),
-            "train_examples": {task.name: len(task.train) for task in self.tasks},
-            "validation_examples": {
-                task.name: {split: len(rows) for split, rows in task.validation.items()} for task in self.tasks
-            },
             "tasks": metrics,
             "finetuning_seconds": sum(result["seconds"] for result in results.values()),
             "mean_of_8_percent": 100 * average(metrics),
@@ -201,6 +216,13 @@ class Experiment:
         }
 
 
+def check_settings(there: dict, settings: dict, place: Path) -> None:
+    """Stops where results or work are of another experiment."""
+    changed = [name for name, value in settings.items() if there.get(name) != value]
+    if changed:
+        raise SystemExit(f"{place} is of an experiment with another {', '.join(changed)}; use another folder")
+
+
 def shorten(task: Task, examples: int) -> Task:
     """The task with the first examples of each validation split."""
     splits = {split: rows.select(range(min(examples, len(rows)))) for split, rows in task.validation.items()}
@@ -228,7 +250,11 @@ def table(folder: Path) -> str:
         runs.setdefault(run["model"], []).append(run)
     if not runs:
         raise SystemExit(f"{folder} holds no results")
-    tasks = list(next(iter(runs.values()))[0]["tasks"])
+    first, *others = (run for model in runs.values() for run in model)
+    settings = {name: first[name] for name in SETTINGS}
+    for run in others:
+        check_settings(run, settings, folder / f"{run['model']}-seed{run['seed']}.json")
+    tasks = list(first["tasks"])
     order = sorted(runs, key=lambda name: -mean(runs[name], lambda run: run["mean_of_8_percent"]))
     lines = [
         f"| model | parameters | masked-LM loss, nats | mean of 8 | {' | '.join(tasks)} | seeds |",

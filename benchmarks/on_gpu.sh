@@ -5,8 +5,9 @@
 #
 # STEP is operations (bf16 against float32, every operation), models (speed against transformers' models), training
 # (tokens per second and utilisation of pretraining), trainer (against transformers' Trainer) or like_for_like (goes on
-# from what RESULTS holds; call it until it says that all is done). DATA is needed by the last two. SMOKE=1 makes all of
-# it small enough for a processor.
+# from what RESULTS holds; call it until it prints "all runs are there"). DATA is needed by the last two. SMOKE=1 makes
+# all of it small enough for a processor. RESULTS has to outlive the calls, and the environment needs the package with
+# its test extra. The exit status is that of the step; 124 means that its time was up.
 set -eu
 step=$1 results=$2 data=${3:-../shared/data}
 python=${PYTHON:-python}
@@ -15,7 +16,9 @@ export PYTHONPATH="${PYTHONPATH:-.}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=fal
 mkdir -p "$results"
 
 run() {
-    timeout "$limit" "$python" "$@" 2>&1 | tee -a "$results/$step.log"
+    { timeout "$limit" "$python" "$@" 2>&1 && echo 0 >"$results/.status" || echo $? >"$results/.status"; } |
+        tee -a "$results/$step.log"
+    return "$(cat "$results/.status")"
 }
 
 case $step in
@@ -34,7 +37,7 @@ training)
         run benchmarks/training_throughput.py --architectures bert-tiny --batch-sizes 2 --steps 30 --profile \
             --output "$results/training_throughput.json"
     else
-        run benchmarks/training_throughput.py --batch-sizes 256 1024 2048 --compile --profile \
+        run benchmarks/training_throughput.py --batch-sizes 256 1024 --compile --profile \
             --output "$results/training_throughput.json"
     fi
     ;;
@@ -52,9 +55,10 @@ like_for_like)
         set -- --steps 2 --models bert-mini --seeds 0
     else
         set -- --corpus-config wikipedia_large --tokenizer "$data/tokenizers/bert-base-uncased" --steps 4000 \
-            --batch-size 256 --max-train-examples 20000 --max-validation-examples 10000 --finetuning-epochs 3
+            --batch-size 256 --max-train-examples 5000 --max-validation-examples 10000 --finetuning-epochs 3
     fi
-    run benchmarks/like_for_like.py --output "$results/like_for_like" --data "$data" "$@"
+    run benchmarks/like_for_like.py --output "$results/like_for_like" --work "$results/work" --data "$data" \
+        --searched model_cards/searched "$@"
     ;;
 *)
     echo "unknown step $step, known: operations, models, training, trainer, like_for_like" >&2

@@ -60,7 +60,13 @@ def train(way: str, shape: str, data: tuple, budget: PretrainingBudget, seed: in
     if way.startswith("search"):
         model = convert_transformers_model(model)
     starts: list[tuple[float, float]] = []
-    model.register_forward_pre_hook(lambda *_: starts.append((time.perf_counter(), time.process_time())))
+
+    def note_start(*_) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # else this is when work is handed over, not when it is done
+        starts.append((time.perf_counter(), time.process_time()))
+
+    model.register_forward_pre_hook(note_start)
     bf16 = way.endswith("bf16")
     if way.startswith("search"):
         keep_freed_memory()  # as the command does

@@ -5,17 +5,19 @@
 
 `--mode pool`: a policy may only choose encoders of the table. boshnas and forest-ei rank them; what others propose is
 replaced by the nearest encoder that is still unmeasured (fewest differing parameters), and they are told so.
-`--mode oracle`: a forest of 100 trees fitted on the table answers for all 10,621,440 encoders of NAS-Bench-BERT's
-space (Serianni and Kalita 2023), noiselessly. An encoder that is proposed twice costs two evaluations.
+`--mode oracle`: a forest of 100 trees fitted on the table answers for all encoders of the space that the table spans
+(10,621,440 for NAS-Bench-BERT, Serianni and Kalita 2023), noiselessly. An encoder that is proposed twice costs two
+evaluations.
 
-Runs are paired: one seed means one stream of random numbers for all policies. The output file is {"mode", "table",
-"policies": {name: {"scores": [[score of each evaluation in order] for each seed], "seconds": [policy time for each
-seed]}}}; seconds are processor time of proposing alone, not of measuring. It is written after every run, and policies
-that it holds from an earlier start are kept. Results and what they mean: `benchmarks/results/README.md`.
+A seed is that of each policy's own generator. The output file is {"mode", "table", "policies": {name: {"scores":
+[[score of each evaluation in order] for each seed], "seconds": [policy time for each seed]}}}; seconds are processor
+time of proposing alone, not of measuring. It is written after every run, and policies that it holds from an earlier
+start are kept. Results and what they mean: `benchmarks/results/README.md`.
 """
 
 import argparse
 import json
+import math
 import random
 import sys
 import time
@@ -44,20 +46,8 @@ OPERATIONS = {
     ("SA", "WMA"): {"op": "self_attention", "similarity": "weighted_multiplicative"},
     ("LT", "DFT"): {"op": "linear_transform", "source": "layer"},
     ("LT", "DCT"): {"op": "linear_transform", "source": "layer", "transform": "cosine"},
-    ("DSC", 5): {"op": "dynamic_convolution", "kernel_size": 5},
-    ("DSC", 9): {"op": "dynamic_convolution", "kernel_size": 9},
 }
-"""NAS-Bench-BERT's operations and their parameters -> ours."""
-
-SPACE = SearchSpace(
-    num_layers=(2, 4),
-    hidden_size=(128, 256),
-    num_heads=(2, 4),
-    operations=tuple(OPERATIONS.values()),
-    feed_forward_size=(512, 1024),
-    feed_forward_depth=(1, 3),
-    shared_hidden_size=True,
-)
+"""NAS-Bench-BERT's operations and their parameters -> ours; ("DSC", size) are convolutions with that kernel."""
 
 Policy = Generator[Architecture, tuple[Architecture, float], None]
 """Yields what it wants to be measured; is sent what was measured in its place, and the score."""
@@ -66,25 +56,63 @@ Policy = Generator[Architecture, tuple[Architecture, float], None]
 # --- tables and problems ------------------------------------------------------------------------------------------
 
 
-def read_table(path: Path) -> tuple[list[Architecture], np.ndarray]:
-    """Different architectures of a table and their (N,) GLUE scores in percent; the mean where one was trained twice.
+def read_table(path: Path) -> tuple[SearchSpace, list[Architecture], np.ndarray]:
+    """The space that a table spans, its different architectures, and their (N,) GLUE scores in percent.
+
+    The space has every choice that some encoder of the table has; NAS-Bench-BERT's table spans its whole space. An
+    encoder that was trained twice has the mean of its scores.
 
     Raises:
-        UserError: With the number of the item that is not an encoder of NAS-Bench-BERT's space with a score.
+        UserError: With the number of the item that is no encoder with a score; or there is none.
     """
     scores: dict[Architecture, list[float]] = {}
-    for number, item in enumerate(json.loads(path.read_text(encoding="utf-8"))):
+    items = json.loads(path.read_text(encoding="utf-8"))
+    for number, item in enumerate(items):
         try:
             layers = parse_layers([_layer(layer, item["hidden_size"]) for layer in item["layers"]])
-            SPACE.parameters(layers)
-            scores.setdefault(layers, []).append(float(item["scores"]["glue"]))
+            score = float(item["scores"]["glue"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}[{number}]: {type(error).__name__} {error}") from None
-    return list(scores), np.array([np.mean(values) for values in scores.values()])
+        if not math.isfinite(score):
+            raise UserError(f"{path}[{number}].scores.glue: {score} is not accepted, expected a finite number")
+        scores.setdefault(layers, []).append(score)
+    if not scores:
+        raise UserError(f"{path} holds no encoders")
+    space = _spanned(items)
+    return space, list(scores), np.array([np.mean(values) for values in scores.values()])
+
+
+def _spanned(items: Sequence[dict]) -> SearchSpace:
+    """All choices that items have, in an order that is always the same."""
+    layers = [layer for item in items for layer in item["layers"]]
+
+    def choices(key: str) -> list[int]:
+        return sorted({layer[key] for layer in layers})
+
+    labels = {(layer["operation_type"], layer["operation_parameter"]) for layer in layers}
+    kernels = sorted(size for kind, size in labels if kind == "DSC")
+    ordered = [label for label in OPERATIONS if label in labels] + [("DSC", size) for size in kernels]
+    return SearchSpace.from_dict(
+        {
+            "num_layers": sorted({len(item["layers"]) for item in items}),
+            "hidden_size": sorted({item["hidden_size"] for item in items}),
+            "num_heads": choices("num_operation_heads"),
+            "operations": [_operation(*label) for label in ordered],
+            "feed_forward_size": choices("feed_forward_dimension"),
+            "feed_forward_depth": choices("num_feed_forward"),
+            "shared_hidden_size": True,
+        }
+    )
+
+
+def _operation(kind: str, parameter: str | int) -> dict:
+    if kind == "DSC":
+        return {"op": "dynamic_convolution", "kernel_size": parameter}
+    return OPERATIONS[kind, parameter]
 
 
 def _layer(layer: dict, hidden_size: int) -> dict:
-    operation = OPERATIONS[layer["operation_type"], layer["operation_parameter"]]
+    operation = _operation(layer["operation_type"], layer["operation_parameter"])
     return {
         "hidden_size": hidden_size,
         "operations": [{**operation, "num_heads": layer["num_operation_heads"]}],
@@ -123,10 +151,10 @@ class Problem:
         return int(distances.argmin())
 
 
-def pool_problem(architectures: Sequence[Architecture], scores: np.ndarray) -> Problem:
+def pool_problem(space: SearchSpace, architectures: Sequence[Architecture], scores: np.ndarray) -> Problem:
     """Only the table's own encoders."""
-    encoding = Encoding(SPACE)
-    members = encoding.indices([SPACE.parameters(layers) for layers in architectures])
+    encoding = Encoding(space)
+    members = encoding.indices([space.parameters(layers) for layers in architectures])
     table = {row.tobytes(): score for row, score in zip(members, scores)}
     good = np.sort(scores)[-int(np.ceil(0.01 * len(scores)))]
     return Problem(
@@ -134,10 +162,10 @@ def pool_problem(architectures: Sequence[Architecture], scores: np.ndarray) -> P
     )
 
 
-def oracle_problem(architectures: Sequence[Architecture], scores: np.ndarray) -> Problem:
+def oracle_problem(space: SearchSpace, architectures: Sequence[Architecture], scores: np.ndarray) -> Problem:
     """The whole space, scored by a forest that is fitted on the table."""
-    encoding = Encoding(SPACE)
-    rows = encoding.indices([SPACE.parameters(layers) for layers in architectures])
+    encoding = Encoding(space)
+    rows = encoding.indices([space.parameters(layers) for layers in architectures])
     forest = RandomForestRegressor(100, random_state=0).fit(one_hot(encoding, rows), scores)
 
     def answer(rows: np.ndarray) -> np.ndarray:
@@ -320,6 +348,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if any(earlier.get(key) != results[key] for key in ("mode", "table")):
             parser.error(f"--output: {options.output} holds results of another mode or table")
         results = earlier
+    known = {score for policy in results["policies"].values() for run in policy["scores"] for score in run}
+    if problem.members is not None and not known <= set(problem.scores(problem.members).tolist()):
+        parser.error(f"--output: {options.output} holds results of another table of that name")
     for name in names:
         runs = []
         for seed in range(options.seeds):

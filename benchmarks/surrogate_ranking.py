@@ -18,7 +18,7 @@ from sklearn.ensemble import RandomForestRegressor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.search_policies import SPACE, one_hot, read_table  # noqa: E402
+from benchmarks.search_policies import one_hot, read_table  # noqa: E402
 from search.encoding import Encoding  # noqa: E402
 from search.neural_surrogate import BoshnasNetworks  # noqa: E402
 from search.surrogate import GaussianProcess, RobustScale  # noqa: E402
@@ -90,9 +90,9 @@ def main() -> None:
     parser.add_argument("--table", type=Path, required=True, help="JSON list of trained encoders")
     parser.add_argument("--seeds", type=int, default=30)
     options = parser.parse_args()
-    architectures, scores = read_table(options.table)
-    encoding = Encoding(SPACE)
-    rows = encoding.indices([SPACE.parameters(layers) for layers in architectures])
+    space, architectures, scores = read_table(options.table)
+    encoding = Encoding(space)
+    rows = encoding.indices([space.parameters(layers) for layers in architectures])
     orders = [np.random.default_rng(seed).permutation(len(rows)) for seed in range(options.seeds)]
     for name, ranker in rankers(encoding).items():
         means = []

@@ -265,6 +265,9 @@ def _add_finetune(commands) -> None:
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="examples per step")
     parser.add_argument("--learning-rate", type=positive_float, default=1e-4, metavar="N", help="peak learning rate")
     parser.add_argument("--max-length", type=positive, default=128, metavar="N", help="tokens per example")
+    parser.add_argument(
+        "--classifier-pooling", choices=("cls", "mean"), help="what sequence heads see (default: as in the checkpoint)"
+    )
     parser.add_argument("--seeds", type=seeds, default=(0,), help="comma-separated; mean and spread are printed")
     parser.add_argument(
         "--sweep", type=whole, default=0, metavar="N", help="learning rates to try on each task first, 2e-5 to 5e-4"

@@ -10,7 +10,7 @@ import json
 import logging
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,12 @@ READERS = {
     ".parquet": ("parquet", {}),
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
-    ".csv": ("csv", {}),
+    ".csv": ("csv", {"keep_default_na": False, "na_values": [""]}),  # "None" and "NA" are words
     ".txt": ("text", {"sample_by": "paragraph"}),
 }
 """Ending of a file -> how `datasets` reads it. Documents in plain text are separated by blank lines."""
 
-MAX_VALIDATION_DOCUMENTS = 2000
+MAX_VALIDATION_ROWS = 2000
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def load_splits(source: str, config: str | None = None) -> datasets.DatasetDict:
                     raise UserError(f"{source}: the file is empty")
                 return datasets.load_dataset(reader, data_files={"train": str(path)}, **options)
             if path.is_dir():
-                options = READERS[".txt"][1] if config is None and any(path.glob("*.txt")) else {}
+                kinds = {file.suffix for file in path.iterdir()} & READERS.keys() if config is None else set()
+                options = READERS[kinds.pop()][1] if len(kinds) == 1 else {}
                 return datasets.load_dataset(str(path), config, **options)
             if reader or source.startswith((".", "/", "~")) or source.count("/") > 1:
                 raise UserError(f"{source}: no such file or folder")
@@ -169,20 +170,26 @@ def _text_only(dataset: Dataset, text_column: str, name: str) -> Dataset:
 
 
 def _set_aside(dataset: Dataset, name: str) -> tuple[Dataset, Dataset]:
-    """Train and validation; the documents with the smallest hashes are the validation split."""
-    hashes = {
-        row: hashlib.blake2b(text.encode(), digest_size=8).digest() for row, text in _numbered_documents(dataset)
-    }
-    if len(hashes) == 1:
+    """Train and validation, where a source has no split for it."""
+    texts = dict(_numbered_documents(dataset))
+    if len(texts) == 1:
         raise UserError(
             f"{name}: holds one document, but some are set aside for validation; give more documents (blank lines "
             "separate them in plain text), or a split 'validation'"
         )
-    count = min(-(-len(hashes) // 10), MAX_VALIDATION_DOCUMENTS)
+    return tuple(map(dataset.select, set_aside(texts)))
+
+
+def set_aside(texts: Mapping[int, str]) -> tuple[list[int], list[int]]:
+    """Rows to train on, and a tenth (at most 2,000) to validate with: those whose texts have the smallest hashes.
+
+    Equal texts are never in both, and where a text stands among the others does not matter.
+    """
+    hashes = {row: hashlib.blake2b(text.encode(), digest_size=8).digest() for row, text in texts.items()}
+    count = min(-(-len(hashes) // 10), MAX_VALIDATION_ROWS)
     largest = max(sorted(hashes.values())[:count], default=b"")
     train = [row for row, value in hashes.items() if value > largest]
-    validation = [row for row, value in hashes.items() if value <= largest]
-    return dataset.select(train), dataset.select(validation)
+    return train, [row for row, value in hashes.items() if value <= largest]
 
 
 def load_tokenizer(

@@ -6,6 +6,7 @@ processes share every batch, return the same result, and only the main one write
 """
 
 import contextlib
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -18,8 +19,10 @@ import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
+from accelerate.utils import patch_environment
 from datasets import Dataset
 from safetensors import SafetensorError
+from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import is_torch_bf16_gpu_available
@@ -48,6 +51,7 @@ class FinetuningBudget:
         max_length: Tokens at which examples are cut; question answering cuts them into windows of this size.
         weight_decay: Of AdamW, on matrices.
         precision: "auto" is bfloat16 where the accelerator has it, else float32.
+        classifier_pooling: What the head of a sequence sees, see `FlexiBertConfig`; None is what the checkpoint says.
     """
 
     epochs: float = 3.0
@@ -58,6 +62,7 @@ class FinetuningBudget:
     max_length: int = 128
     weight_decay: float = 0.01
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    classifier_pooling: Literal["cls", "mean", None] = None
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,10 @@ def finetune(
     head = kind(task, tokenizer, budget.max_length)
     with quiet(), contextlib.ExitStack() as stack:
         transformers.set_seed(seed)
-        model = load_model(model_dir, head)
+        pooling = {"classifier_pooling": budget.classifier_pooling} if budget.classifier_pooling else {}
+        model = load_model(model_dir, head, **pooling)
         check_fit(model, tokenizer, budget)
+        check_vocabulary(model_dir, tokenizer)
         if not task.validation:
             raise UserError(f"{task.name} has no validation split")
         train = head.features(task.train, "train")
@@ -124,6 +131,10 @@ def finetune(
         if output_dir is not None and arguments.should_save:
             with reported(output_dir):
                 arguments.output_dir = str(stack.enter_context(replace_folder(output_dir)))
+        if arguments.report_to and "TENSORBOARD_LOGGING_DIR" not in os.environ:  # scratch would take its files along
+            logs = Path(f"{output_dir or Path('runs', 'finetune', task.name)}.logs")
+            run = f"seed{seed}-learning_rate{budget.learning_rate:g}"
+            stack.enter_context(patch_environment(tensorboard_logging_dir=logs / run))
         trainer = FinetuningTrainer(model=model, args=arguments, train_dataset=train, processing_class=tokenizer)
         trainer.remove_callback(PrinterCallback)
         training_started = time.perf_counter()
@@ -144,11 +155,16 @@ def finetune(
     )
 
 
-def load_model(model_dir: Path | str, head: SequenceClassification | QuestionAnswering) -> PreTrainedModel:
+def load_model(
+    model_dir: Path | str, head: SequenceClassification | QuestionAnswering, **fields: Any
+) -> PreTrainedModel:
     """The encoder in float32 with the task's head; a head of another task is replaced.
 
+    Args:
+        fields: Of the configuration, to overrule those of the checkpoint.
+
     Raises:
-        UserError: There is no encoder, or its weights are not all there.
+        UserError: There is no encoder, its weights are not all there, or its configuration has no such field.
     """
     if Path(model_dir).exists() and not Path(model_dir, "config.json").is_file():
         raise UserError(f"{model_dir} is no folder of a model: it has no config.json")
@@ -156,11 +172,12 @@ def load_model(model_dir: Path | str, head: SequenceClassification | QuestionAns
         model, loading = head.auto_class.from_pretrained(
             model_dir,
             **head.config(),
+            **fields,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise UserError(f"{model_dir} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     new = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
     lost = sorted(name for name in new if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name)
@@ -184,6 +201,13 @@ def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, budget
             positions -= module.padding_idx + 1  # RoBERTa counts positions from behind its padding index.
     if budget.max_length > positions:
         raise UserError(f"max_length {budget.max_length} is beyond the {positions} positions of the model")
+
+
+def check_vocabulary(model_dir: Path | str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UserError where the model came with a tokenizer of other tokens; equal sizes hide that."""
+    own = Path(model_dir, "tokenizer.json")
+    if own.is_file() and Tokenizer.from_file(str(own)).get_vocab() != tokenizer.get_vocab():
+        raise UserError(f"the tokenizer is another one than that of {model_dir}: the same numbers mean other tokens")
 
 
 def build_arguments(
@@ -224,6 +248,8 @@ def build_arguments(
         raise UserError(f"batch size {budget.batch_size} does not divide over {parts} processes times accumulations")
     arguments.per_device_train_batch_size = share
     arguments.per_device_eval_batch_size = 4 * share
+    if budget.precision == "fp32":
+        arguments.mixed_precision = "no"  # else it follows `accelerate launch --mixed_precision`
     return arguments
 
 

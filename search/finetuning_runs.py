@@ -1,6 +1,6 @@
 """Fine-tuning more than once: over learning rates, over seeds, over tasks that start from one another."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,8 @@ import numpy as np
 import optuna
 from transformers import PreTrainedTokenizerBase
 
-from .errors import TrainingDiverged
+from .errors import TrainingDiverged, UserError
+from .files import check_place
 from .finetuning import FinetuningBudget, FinetuningResult, finetune
 from .tasks import Task
 
@@ -88,6 +89,7 @@ def finetune_tasks(
     sweep_trials: int = 0,
     learning_rates: Sequence[float] | None = None,
     start_from: Path | None = None,
+    report: Callable[[str, list[FinetuningResult]], None] = lambda task, results: None,
     **training_arguments: Any,
 ) -> dict[str, list[FinetuningResult]]:
     """Fine-tunes on each task with each seed.
@@ -98,13 +100,20 @@ def finetune_tasks(
             The first seed serves for it.
         start_from: A checkpoint fine-tuned on MNLI that the tasks of `FROM_MNLI` start from instead of `model_dir`;
             may be `output_dir / "mnli"` of this very call, since MNLI comes first.
+        report: Told about each task as soon as it is done, so that an error in a later one loses nothing.
         training_arguments: As for `finetune`.
 
     Returns:
         Task -> one result per seed.
+
+    Raises:
+        UserError: As `finetune`; or a folder of `output_dir` holds something else, or `start_from` is missing.
+        TrainingDiverged: The loss was not finite; the message names task and seed.
     """
+    tasks = sorted(tasks, key=lambda task: task.name != "mnli")
+    check_folders(tasks, output_dir, start_from)
     results = {}
-    for task in sorted(tasks, key=lambda task: task.name != "mnli"):
+    for task in tasks:
         start = start_from if start_from is not None and task.name in FROM_MNLI else model_dir
         chosen = budget
         if sweep_trials or learning_rates:
@@ -113,11 +122,27 @@ def finetune_tasks(
             )
             chosen = replace(budget, learning_rate=best.learning_rate)
         folders = [output_dir / task.name if output_dir else None, *[None] * (len(seeds) - 1)]
-        results[task.name] = [
-            finetune(start, task, tokenizer, chosen, seed, folder, **training_arguments)
-            for seed, folder in zip(seeds, folders)
-        ]
+        results[task.name] = []
+        for seed, folder in zip(seeds, folders):
+            try:
+                result = finetune(start, task, tokenizer, chosen, seed, folder, **training_arguments)
+            except TrainingDiverged as error:
+                raise TrainingDiverged(f"{task.name}, seed {seed}: {error}") from error
+            results[task.name].append(result)
+        report(task.name, results[task.name])
     return results
+
+
+def check_folders(tasks: Sequence[Task], output_dir: Path | None, start_from: Path | None) -> None:
+    """Raises UserError, before hours of training, where results have no place or the start is not there."""
+    for task in tasks if output_dir else ():
+        check_place(Path(output_dir, task.name), "config.json", "checkpoint")
+    if start_from is None or Path(start_from).exists():
+        return
+    names = {task.name for task in tasks}
+    made_here = "mnli" in names and output_dir is not None and Path(start_from) == Path(output_dir, "mnli")
+    if names & set(FROM_MNLI) and not made_here:
+        raise UserError(f"{start_from}: no such checkpoint to start from")
 
 
 def summarize(results: Sequence[FinetuningResult]) -> dict[str, tuple[float, float]]:

@@ -157,7 +157,9 @@ def primary(metric: str, values: Mapping[str, float]) -> float:
 
 def highest(metric: str, values: Mapping[str, float]) -> float:
     """The higher value of each pair, and the mismatched accuracy for MNLI, as the code of FlexiBERT has it."""
-    return values["accuracy_mismatched"] if metric == "mnli" else max(primary_values(metric, values))
+    if metric == "mnli" and "accuracy_mismatched" in values:
+        return values["accuracy_mismatched"]
+    return max(primary_values(metric, values))
 
 
 RULES = {

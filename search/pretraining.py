@@ -219,7 +219,7 @@ def pretrain(
     objective = MaskedLanguageModelling(blocks, tokenizer, budget.mask_fraction, seed)
     trained = torch.compile(model) if budget.compile else model
     trained, optimizer = accelerator.prepare(trained, build_optimizer(model, budget))
-    identity = {"seed": seed, "blocks": list(blocks.shape), "budget": asdict(budget), "model": shapes_digest(model)}
+    identity = {"seed": seed, "text": text_digest(blocks), "budget": asdict(budget), "model": model_digest(model)}
     first_step, losses = load_checkpoint(accelerator, folder, identity)
 
     trained.train()
@@ -255,13 +255,16 @@ def pretrain(
             last_step, last_time = done, now
             if progress is not None:
                 progress(done, losses[-1], rate)
+        kept = checkpoint or done == budget.steps
+        if kept and not (math.isfinite(gradient_norm) or accelerator.optimizer_step_was_skipped):
+            raise TrainingDiverged(f"the gradient is {gradient_norm:g} at step {done}; {ADVICE}")
         if checkpoint:
-            if not (math.isfinite(gradient_norm) or accelerator.optimizer_step_was_skipped):
-                raise TrainingDiverged(f"the gradient is {gradient_norm:g} at step {done}; {ADVICE}")
             save_checkpoint(accelerator, folder, done, losses, identity)
     seconds = time.perf_counter() - started
 
     validation = evaluate(trained, validation_blocks, tokenizer, budget, accelerator, **arguments(budget.steps))
+    if not math.isfinite(validation[0]):
+        raise TrainingDiverged(f"the validation loss is {validation[0]:g} after step {budget.steps}; {ADVICE}")
     accelerator.unwrap_model(trained, keep_fp32_wrapper=False)
     tokens = (budget.steps - first_step) * budget.batch_size * budget.sequence_length
     accelerator.free_memory()
@@ -356,10 +359,19 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, losses: l
     accelerator.wait_for_everyone()
 
 
-def shapes_digest(model: torch.nn.Module) -> str:
-    """Equal for models whose parameters have the same names and shapes."""
+def model_digest(model: torch.nn.Module) -> str:
+    """Equal for models that compute the same: parameters of the same names and shapes, and the same configuration."""
     shapes = [(name, *parameter.shape) for name, parameter in model.named_parameters()]
-    return hashlib.sha256(repr(shapes).encode()).hexdigest()[:12]
+    config = getattr(model, "config", None)
+    fields = {} if config is None else config.to_dict()
+    fields = {key: value for key, value in fields.items() if key not in ("transformers_version", "_name_or_path")}
+    return hashlib.sha256(repr((shapes, json.dumps(fields, sort_keys=True, default=str))).encode()).hexdigest()[:12]
+
+
+def text_digest(blocks: np.ndarray) -> str:
+    """Equal for the same number of blocks with the same tokens; a thousand of them are looked at."""
+    some = np.ascontiguousarray(blocks[:: max(1, len(blocks) // 1000)])
+    return hashlib.sha256(repr(blocks.shape).encode() + some.astype(np.int64).tobytes()).hexdigest()[:12]
 
 
 def load_checkpoint(accelerator: Accelerator, folder: Path | None, identity: dict) -> tuple[int, list[float]]:

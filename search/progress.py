@@ -24,8 +24,7 @@ class RunProgress:
         self.trial_seconds: list[float] = []
         self.best: float | None = None
         self.label = ""
-        self.phase_line = ""
-        self.trial_started = time.monotonic()
+        self.trial_started = self.last_said = time.monotonic()
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -48,6 +47,7 @@ class RunProgress:
 
     def say(self, message: str) -> None:
         """Prints a line that stays."""
+        self.last_said = time.monotonic()
         if self.enabled:
             self.console.print(message, markup=False)
             self.console.file.flush()
@@ -62,13 +62,22 @@ class RunProgress:
         self.label, self.trial_started = label, time.monotonic()
         self._refresh()
 
-    def update(self, phase: str, done: int, total: int, loss: float | None = None, rate: float | None = None) -> None:
-        """Steps done within a phase; loss in nats, rate in tokens per second."""
+    def update(
+        self,
+        phase: str,
+        done: int,
+        total: int,
+        loss: float | None = None,
+        rate: float | None = None,
+        seconds_left: float = 0.0,
+    ) -> None:
+        """Steps done within a phase; loss in nats, rate in tokens per second. Plain output has a line a minute."""
         detail = "  ".join(
             part
             for part in (
                 f"loss {loss:.3f}" if loss is not None else "",
                 f"{_short(rate)} tokens/s" if rate else "",
+                f"{duration(seconds_left)} left" if seconds_left else "",
             )
             if part
         )
@@ -77,8 +86,10 @@ class RunProgress:
             self._bars.update(
                 self._phase, description=description, completed=done, total=total, visible=True, detail=detail
             )
-        elif self.enabled and done >= total:
+        elif done >= total:
             self.say(f"{self.label}  {phase} done  {detail}".strip())
+        elif time.monotonic() - self.last_said > 60:
+            self.say(f"{self.label}  {phase} {done}/{total}  {detail}".strip())
 
     def end_trial(self, score: float | None, note: str = "") -> None:
         """The trial ended, with its score in percent or, if it failed or was known already, with a note."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from datasets import ClassLabel, Dataset
 
-from .corpus import Corpus, is_text, load_splits, source_name
+from .corpus import Corpus, is_text, load_splits, set_aside, source_name
 from .errors import UserError
 from .metrics import GLUE_TASKS
 from .self_made_tasks import LABEL_NAMES, SELF_MADE_TASKS, TEXT_COLUMNS, make_splits
@@ -78,6 +78,7 @@ def load_tasks(
             `corpus` (else None), or own data: a file, folder or Hub id, where needed with its columns as
             "path:text_column[+text_column]:label_column". Own labels may be words, whole numbers, or fractions, which
             make the task a regression; columns `question`, `context` and `answers` are question answering as in SQuAD.
+            Of a single file a tenth of the examples is set aside for validation, by hash.
         glue: Hub id, or folder of the same layout.
         max_train_examples: Keeps that many training examples of each task, chosen by `seed`.
 
@@ -130,6 +131,9 @@ def _own_task(name: str) -> Task:
     loaded = load_splits(source)
     if not columns:
         columns, label_column = _guess_columns(next(iter(loaded.values())), name)
+    one_file = Path(source).expanduser().is_file()
+    if one_file:
+        loaded = _set_aside(loaded["train"], columns, title)
     splits = _select(loaded, columns, label_column, title)
     label = splits["train"].features[label_column]
     if isinstance(label, dict):
@@ -140,7 +144,7 @@ def _own_task(name: str) -> Task:
         for split, dataset in splits.items():
             check_labels(dataset[label_column][:], 1, f"{title}, {split}")
         return Task(title, splits.pop("train"), splits, columns, label_column, 1, (), "regression")
-    splits, labels = _classes(splits, label_column, title)
+    splits, labels = _classes(splits, label_column, title, tuple(splits) if one_file else ("train",))
     return Task(title, splits.pop("train"), splits, columns, label_column, len(labels), labels, "classification")
 
 
@@ -150,9 +154,18 @@ def _parse(name: str) -> tuple[str, tuple[str, ...], str]:
         return name, (), ""
     source, *columns = name.rsplit(":", 2)
     texts = tuple(columns[0].split("+")) if len(columns) == 2 else ()
-    if not 1 <= len(texts) <= 2 or not all((source, *texts, columns[1])):
+    if not 1 <= len(texts) <= 2 or not all((source, *texts, columns[1])) or len({*texts, columns[1]}) <= len(texts):
         raise UserError(f"task {name!r}: expected path, or path:text_column:label_column, or path:text+text2:label")
     return source, texts, columns[1]
+
+
+def _set_aside(dataset: Dataset, columns: Sequence[str], title: str) -> dict[str, Dataset]:
+    """Train and validation of a file, which has no splits."""
+    check_columns(dataset, columns, title)
+    train, validation = set_aside({row: repr(texts) for row, texts in enumerate(zip(*(dataset[c] for c in columns)))})
+    if not train:
+        raise UserError(f"{title}: all examples have the same text, but some are set aside for validation")
+    return {"train": dataset.select(train), "validation": dataset.select(validation)}
 
 
 def _guess_columns(dataset: Dataset, name: str) -> tuple[tuple[str, ...], str]:
@@ -184,21 +197,24 @@ def _select(splits: dict[str, Dataset], texts: Sequence[str], label: str, title:
     return {split: dataset.select_columns([*texts, label]) for split, dataset in wanted.items()}
 
 
-def _classes(splits: dict[str, Dataset], column: str, title: str) -> tuple[dict[str, Dataset], tuple[str, ...]]:
-    """Splits with class indices as labels, and the names of the classes, which are those of the training split."""
+def _classes(
+    splits: dict[str, Dataset], column: str, title: str, known: Sequence[str]
+) -> tuple[dict[str, Dataset], tuple[str, ...]]:
+    """Splits with class indices as labels, and the names of the classes, which are those of the splits `known`."""
     feature = splits["train"].features[column]
     if isinstance(feature, ClassLabel):
         values = range(len(feature.names))
     else:
-        values = sorted(set(splits["train"][column][:]) - {None})
+        values = sorted({label for split in known for label in splits[split][column]} - {None})
     if len(values) < 2:
         raise UserError(f"{title}: column {column!r} of train holds fewer than two different labels")
     indices = {value: index for index, value in enumerate(values)}
+    counted_from_0 = isinstance(feature, ClassLabel) or 0 in indices  # then a number below marks what has no label
     encoded = {}
     for split, dataset in splits.items():
         labels = dataset[column][:]
         for row, label in enumerate(labels):
-            if label not in indices or (isinstance(label, int) and label < 0):
+            if label not in indices or (counted_from_0 and isinstance(label, int) and label < 0):
                 known = textwrap.shorten(", ".join(str(value) for value in values if value not in (-1, "")), 200)
                 raise UserError(f"{title}, {split}, row {row}: label {label!r}, accepted are {known}")
         encoded[split] = dataset.remove_columns(column).add_column(column, [indices[label] for label in labels])

@@ -553,6 +553,27 @@ def test_tasks_run_with_every_seed_and_small_ones_start_from_mnli(calls, tokeniz
     assert [result.seed for result in results["cola"]] == [3, 4]
 
 
+def test_each_task_is_reported_before_the_next_one_can_fail(calls, tokenizer):
+    tasks = [dataclasses.replace(classification(), name=name) for name in ("cola", "sst2")]
+    reported = []
+    with pytest.raises(TrainingDiverged, match="^cola, seed 7: "):
+        finetune_tasks("model", tasks, tokenizer, dataclasses.replace(QUICK, learning_rate=9e-4), (7,))
+    budget = dataclasses.replace(QUICK, learning_rate=1e-4)
+    finetune_tasks("model", tasks, tokenizer, budget, (7,), report=lambda *task: reported.append(task))
+    assert [(name, len(results)) for name, results in reported] == [("cola", 1), ("sst2", 1)]
+
+
+def test_what_stands_in_the_way_is_noticed_before_training(calls, tokenizer, tmp_path):
+    (tmp_path / "cola").mkdir()
+    (tmp_path / "cola" / "train.csv").write_text("precious", encoding="utf-8")
+    tasks = [dataclasses.replace(classification(), name=name) for name in ("mnli", "rte", "cola")]
+    with pytest.raises(UserError, match="cola exists and is no checkpoint"):
+        finetune_tasks("model", tasks, tokenizer, QUICK, output_dir=tmp_path)
+    with pytest.raises(UserError, match="nowhere: no such checkpoint to start from"):
+        finetune_tasks("model", tasks, tokenizer, QUICK, start_from=tmp_path / "nowhere")
+    assert not calls and (tmp_path / "cola" / "train.csv").read_text(encoding="utf-8") == "precious"
+
+
 def test_mean_and_spread_over_seeds():
     results = [FinetuningResult({"accuracy": value}, value, 0.1, 1.0, 1.0, 1e-4, 0) for value in (0.5, 0.6, 0.7)]
     assert summarize(results) == {"accuracy": pytest.approx((0.6, 0.1)), "score": pytest.approx((0.6, 0.1))}

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from benchmarks.search_policies import OPERATIONS, POLICIES, SPACE, main, pool_problem, read_table
+from benchmarks.search_policies import OPERATIONS, POLICIES, main, pool_problem, read_table
 from search.errors import UserError
 
 
@@ -17,7 +17,7 @@ def table(tmp_path):
     for _ in range(24):
         layers = [
             {
-                "operation_type": (key := rng.choice(list(OPERATIONS)))[0],
+                "operation_type": (key := rng.choice([*OPERATIONS, ("DSC", 5), ("DSC", 9)]))[0],
                 "operation_parameter": key[1],
                 "num_operation_heads": rng.choice([2, 4]),
                 "feed_forward_dimension": rng.choice([512, 1024]),
@@ -41,18 +41,34 @@ def compare(table, tmp_path, mode, policies, seeds=2, evaluations=12):
 
 
 def test_encoders_that_were_trained_twice_count_once_with_their_mean(table):
-    architectures, scores = read_table(table)
+    space, architectures, scores = read_table(table)
     assert len(architectures) == len(scores) == 24
     item = json.loads(table.read_text(encoding="utf-8"))[0]
     assert scores[0] == item["scores"]["glue"] + 0.5
-    assert all(layers in SPACE for layers in architectures)
-    assert SPACE.size() == 10_621_440
+    assert all(layers in space for layers in architectures)
+    assert space.size() == 10_621_440
+
+
+@pytest.mark.parametrize("mode", ["pool", "oracle"])
+def test_tables_of_other_encoders(table, tmp_path, mode):
+    items = json.loads(table.read_text(encoding="utf-8"))
+    items[0]["layers"] += 4 * [{**items[0]["layers"][0], "operation_type": "DSC", "operation_parameter": 13}]
+    items[1]["hidden_size"] = 512
+    for layer in items[2]["layers"]:
+        layer.update(feed_forward_dimension=2048, num_feed_forward=2)
+    table.write_text(json.dumps(items), encoding="utf-8")
+    space, architectures, _ = read_table(table)
+    assert all(layers in space for layers in architectures)
+    assert (max(space.num_layers), space.hidden_size, space.feed_forward_depth) == (8, (128, 256, 512), (1, 2, 3))
+    assert space.operations[-1]["kernel_size"] == 13
+    results = compare(table, tmp_path, mode, "boshnas,random", evaluations=6)
+    assert all(len(run) == 6 for policy in results["policies"].values() for run in policy["scores"])
 
 
 def test_pool_runs_measure_every_member_once(table, tmp_path):
     policies = "boshnas,random,optuna-tpe,regularised-evolution,local-search,forest-ei"
     results = compare(table, tmp_path, "pool", policies, evaluations=100)
-    _, scores = read_table(table)
+    *_, scores = read_table(table)
     assert results["mode"] == "pool" and results["table"] == "table.json"
     assert list(results["policies"]) == policies.split(",")
     for policy in results["policies"].values():
@@ -75,7 +91,7 @@ def test_the_oracle_answers_for_the_space(table, tmp_path):
     second = compare(table, tmp_path, "oracle", "random")
     assert first["policies"]["random"]["scores"] == second["policies"]["random"]["scores"]  # runs repeat
     assert first["policies"]["boshnas"] == second["policies"]["boshnas"]  # and are kept
-    _, scores = read_table(table)
+    *_, scores = read_table(table)
     best = max(max(run) for run in first["policies"]["boshnas"]["scores"])
     assert scores.max() - 1 < best <= scores.max()
 
@@ -105,4 +121,11 @@ def test_messages(table, tmp_path, capsys):
     broken = tmp_path / "broken.json"
     broken.write_text(json.dumps([{"hidden_size": 128, "layers": []}]), encoding="utf-8")
     with pytest.raises(UserError, match=r"broken.json\[0\]"):
+        read_table(broken)
+    broken.write_text("[]", encoding="utf-8")
+    with pytest.raises(UserError, match="broken.json holds no encoders"):
+        read_table(broken)
+    item = json.loads(table.read_text(encoding="utf-8"))[0]
+    broken.write_text(json.dumps([{**item, "scores": {"glue": float("nan")}}]), encoding="utf-8")
+    with pytest.raises(UserError, match=r"\[0\].scores.glue: nan is not accepted"):
         read_table(broken)

@@ -245,6 +245,30 @@ def test_own_data_in_csv_and_json(tmp_path):
     assert task.metric == "regression" and rows(task.train) == [("a", 0.25), ("b", 1.5)]
 
 
+def test_a_single_file_is_split_by_hash(tmp_path):
+    texts = [f"Text number {number}." for number in range(40)] + ["Said twice.", "Said twice."]
+    labels = ["rare", *(("NA", "None")[number % 2] for number in range(41))]
+    lines = [f"{text},{label}" for text, label in zip(texts, labels)]
+    parts = []
+    for name, order in (("first.csv", lines), ("second.csv", lines[::-1])):
+        (tmp_path / name).write_text("\n".join(["what,kind", *order]), encoding="utf-8")
+        (task,) = load_tasks([f"{tmp_path / name}:what:kind"], NO_CORPUS)
+        train, validation = list(task.train["what"]), list(task.validation["validation"]["what"])
+        assert task.label_names == ("NA", "None", "rare") and 5 <= len(validation) <= 6
+        assert sorted(train + validation) == sorted(texts) and not set(train) & set(validation)
+        parts.append((set(train), set(validation)))
+    assert parts[0] == parts[1]
+    (tmp_path / "same.csv").write_text("text,label\nx,1\nx,0\n", encoding="utf-8")
+    says("same: all examples have the same text", f"{tmp_path / 'same.csv'}:text:label")
+    says("first, train: no column 'label', there are what, kind", f"{tmp_path / 'first.csv'}:what:label")
+
+
+def test_minus_one_is_a_class_where_nothing_is_zero(tmp_path):
+    data = {"text": ["a", "b", "c"], "label": [1, -1, 1]}
+    (task,) = load_tasks([save(tmp_path / "signs", train=data, validation=data)], NO_CORPUS)
+    assert task.label_names == ("-1", "1") and list(task.train["label"]) == [1, 0, 1]
+
+
 def test_shared_superglue(shared):
     folder = str(shared / "data" / "superglue")
     cb, wic = load_tasks([f"{folder}/cb", f"{folder}/wic:sentence1+sentence2:label"], NO_CORPUS)
@@ -285,7 +309,7 @@ def test_bad_names(tmp_path):
     says("next_sentence, and own data as path", "colla")
     says("no such file or folder", str(tmp_path / "nowhere"))
     says("nobody/nothing: no such file or folder here, and not had from the Hub", "nobody/nothing")
-    for name in ("data.csv:text", "data.csv:a+b+c:label", "data.csv::label"):
+    for name in ("data.csv:text", "data.csv:a+b+c:label", "data.csv::label", "data.csv:a:a", "data.csv:a+a:label"):
         says("expected path, or path:text_column:label_column", name)
     one, two = (save(tmp_path / parent / "same", train=GOOD, validation=GOOD) for parent in make_parents(tmp_path))
     says("two tasks are called 'same'", one, two)

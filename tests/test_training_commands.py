@@ -52,6 +52,9 @@ def folder(tmp_path_factory):
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = [*specials, *(f"other{index}" for index in range(300))]
     BertTokenizer(vocab={word: index for index, word in enumerate(words)}).save_pretrained("other_tokenizer")
+    words = list(BertTokenizer.from_pretrained("model").get_vocab())
+    swapped = [*specials, *reversed([word for word in words if word not in specials])]
+    BertTokenizer(vocab={word: index for index, word in enumerate(swapped)}).save_pretrained("same_size")
     yield folder
     os.chdir(before)
 
@@ -80,6 +83,9 @@ def refused(capsys, *arguments) -> str:
             ("--tasks", "good", "--tokenizer", "other_tokenizer"),
             "the tokenizer has 305 tokens, but the model ",
         ),
+        (("--tasks", "good", "--output", "."), "good exists and is no checkpoint; name a new folder or an empty one"),
+        (("--tasks", "good", "--tokenizer", "same_size"), "the tokenizer is another one than that of model: "),
+        (("--tasks", "good", "--report-to", "nonsense"), "--report-to: nonsense is not there, "),
         (("--tasks", "good", "--max-length", "33"), "max_length 33 is beyond the 32 positions of the model"),
         (("--tasks", "good", "--learning-rate", "1e36", "--batch-size", "2"), "a lower learning rate may help"),
     ],
@@ -96,6 +102,7 @@ def test_finetune_refuses(capsys, folder, arguments, message):
         (("--recipe", "few.json"), "vocab_size: 60 is not accepted, tokenizer and texts need "),
         (("--learning-rate", "1e30"), "the loss is nan at step 2; a lower learning rate may help"),
         (("--batch-size", "40", "--sequence-length", "2"), "sequence_length 2: at least 3 tokens are needed"),
+        (("--report-to", "nonsense"), "--report-to: nonsense is not there, "),
     ],
 )
 def test_pretrain_refuses(capsys, folder, arguments, message):
@@ -108,7 +115,7 @@ def test_pretrain_refuses(capsys, folder, arguments, message):
     [
         ((*PRETRAIN, "--output", "model"), 9_000, "model.training/checkpoint"),
         ((*PRETRAIN, "--output", "model", "--steps", "1"), 9_000, "model"),
-        ((*FINETUNE, "--tasks", "good", "--output", "."), 9_000, "good"),
+        ((*FINETUNE, "--tasks", "good", "--output", "tuned"), 9_000, "tuned/good"),
     ],
     ids=["checkpoint", "model", "fine-tuned model"],
 )

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..corpus import load_corpus, load_tokenizer
 from ..errors import UserError
-from ..files import replace_file
-from ..finetuning import FinetuningBudget
+from ..files import replace_file, reported
+from ..finetuning import FinetuningBudget, FinetuningResult
 from ..finetuning_runs import finetune_tasks, summarize
 from ..metrics import RULES, average
 from ..tasks import load_tasks
@@ -26,13 +27,15 @@ def main(options) -> None:
         learning_rate=options.learning_rate,
         max_length=options.max_length,
         precision={None: "auto", "no": "fp32"}.get(options.precision, options.precision),
+        classifier_pooling=options.classifier_pooling,
     )
     trackers = {"report_to": list(options.report_to)} if options.report_to else {}
     with accelerator.main_process_first():
         corpus = load_corpus(options.corpus, options.corpus_config, options.text_column)
         tokenizer = load_tokenizer(options.tokenizer or options.model, corpus, Path("runs") / ".cache")
         tasks = load_tasks(options.tasks, corpus, options.glue, options.max_train_examples)
-    results = finetune_tasks(
+    scores = Scores(output)
+    finetune_tasks(
         options.model,
         tasks,
         tokenizer,
@@ -41,26 +44,36 @@ def main(options) -> None:
         output,
         options.sweep,
         start_from=options.start_from,
+        report=scores.add if accelerator.is_main_process else lambda task, runs: None,
         **trackers,
     )
     if accelerator.is_main_process:
-        print_scores(results, output)
+        scores.print_averages()
 
 
-def print_scores(results: dict[str, list], output: Path | None) -> None:
-    """A line per task and metric, mean and spread over seeds in percent, and the averages that can be named."""
-    means = {}
-    for task, runs in results.items():
-        summary = summarize(runs)
-        means[task] = {name: mean for name, (mean, _) in summary.items() if name != "score"}
+class Scores:
+    """Prints scores as they come, in percent, and keeps them in `output / "scores.json"`, if there is an output."""
+
+    def __init__(self, output: Path | None):
+        self.file = output and output / "scores.json"
+        self.rows: dict[str, list[dict]] = {}
+        self.means: dict[str, dict[str, float]] = {}
+
+    def add(self, task: str, runs: Sequence[FinetuningResult]) -> None:
+        """A line per metric of a task, mean and spread over seeds."""
+        summary = {name: value for name, value in summarize(runs).items() if name != "score"}
         for name, (mean, spread) in summary.items():
-            if name != "score":
-                tail = f" +- {100 * spread:.2f} over {len(runs)} seeds" if len(runs) > 1 else ""
-                print(f"{task:16} {name:24} {100 * mean:7.2f} %{tail}")
-    for rule in RULES:
-        value = average(means, rule)
-        if value is not None:
-            print(f"{'average':16} {rule:24} {100 * value:7.2f} %")
-    if output is not None:
-        rows = {task: [dataclasses.asdict(run) for run in runs] for task, runs in results.items()}
-        replace_file(output / "scores.json", json.dumps(rows, indent=2))
+            tail = f" +- {100 * spread:.2f} over {len(runs)} seeds" if len(runs) > 1 else ""
+            print(f"{task:16} {name:24} {100 * mean:7.2f} %{tail}", flush=True)
+        self.means[task] = {name: mean for name, (mean, _) in summary.items()}
+        self.rows[task] = [dataclasses.asdict(run) for run in runs]
+        if self.file is not None:
+            with reported(self.file):
+                replace_file(self.file, json.dumps(self.rows, indent=2))
+
+    def print_averages(self) -> None:
+        """Those that have a name."""
+        for rule in RULES:
+            value = average(self.means, rule)
+            if value is not None:
+                print(f"{'average':16} {rule:24} {100 * value:7.2f} %")

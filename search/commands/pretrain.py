@@ -29,7 +29,7 @@ def main(options) -> None:
     output = Path(options.output)
     check_place(output, "config.json", "checkpoint")  # now, not when all is trained
     training = output.with_name(f"{output.name}.training")
-    accelerator = start(options, output.parent, trackers=options.report_to)
+    accelerator = start(options, output.parent)
     budget = recipe.pretraining
     with RunProgress(enabled=accelerator.is_main_process) as progress:
         data = load_data(recipe, options, accelerator, progress, output.parent)

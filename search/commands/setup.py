@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import optuna
 import torch
 import transformers
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import KwargsHandler
 from transformers import PreTrainedTokenizerBase
 
@@ -26,13 +27,20 @@ from ..progress import RunProgress
 from ..recipe import Recipe
 
 
-def start(options, folder: Path, *handlers: KwargsHandler, trackers: Sequence[str] = ()) -> Accelerator:
+def start(options, folder: Path, *handlers: KwargsHandler) -> Accelerator:
     """Silences libraries, sets up processes and devices, and makes sure that the folder can be written."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+    trackers = getattr(options, "report_to", ())
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    for tracker in trackers:
+        if tracker not in installed:
+            raise UserError(
+                f"--report-to: {tracker} is not there, installed is {', '.join(installed) or 'no tracker'}"
+            )
     try:
         accelerator = Accelerator(
             mixed_precision=options.precision,
@@ -107,12 +115,13 @@ def training_display(
     budget: PretrainingBudget,
     label: Callable[[float], str],
 ) -> Callable[[int, float, float], None]:
-    """Shows steps done, loss in nats and tokens per second (`label` takes the last one), and tells the trackers."""
+    """Shows steps done, loss in nats, tokens per second (`label` takes them) and time left, and tells the trackers."""
     if options.report_to:
         accelerator.init_trackers(name, config=dataclasses.asdict(budget))
 
     def show(done: int, loss: float, rate: float) -> None:
-        progress.update(label(rate), done, budget.steps, loss, rate)
+        tokens_left = (budget.steps - done) * budget.batch_size * budget.sequence_length
+        progress.update(label(rate), done, budget.steps, loss, rate, tokens_left / rate)
         if options.report_to:
             accelerator.log({"loss_nats": loss, "tokens_per_second": rate}, step=done)
 

@@ -28,7 +28,7 @@ def main(options) -> None:
     training = output.with_name(f"{output.name}.training")
     # Every step trains other parameters, which data parallelism has to be told, and nothing stays to be compiled.
     uneven = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = start(options, output.parent, uneven, trackers=options.report_to)
+    accelerator = start(options, output.parent, uneven)
     checkpoint_steps = recipe.pretraining.checkpoint_steps or max(1, recipe.pretraining.steps // 20)
     budget = dataclasses.replace(recipe.pretraining, checkpoint_steps=checkpoint_steps, compile=False)
     with RunProgress(enabled=accelerator.is_main_process) as progress:
