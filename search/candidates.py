@@ -6,6 +6,7 @@ Mutating the best candidates again and again finds higher acquisition values tha
 Notation: P parameters of the space; a row is an architecture as P indices, see `Encoding`.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ SURVIVORS = 20
 CHILDREN = 10
 ROUNDS = 4
 MAX_DRAWS = 10_000
+MAX_SECONDS = 120
+"""Of looking for anything feasible; a latency takes a while to measure."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,17 @@ class Candidates:
 
     def _anything(self, parents: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A new feasible row out of many, or else a feasible one that is measured once more."""
-        again = None
+        again, started = None, time.monotonic()
         for row in self.encoding.sample(MAX_DRAWS, rng) if self.finite is None else rng.permutation(self.finite):
+            if time.monotonic() - started > MAX_SECONDS:
+                break
             new = row.tobytes() not in self.seen
             if (new or again is None) and self.feasible(row):
                 if new:
                     return row
                 again = row
-        if again is None and not len(parents):
+        if again is None:
+            again = next((row for row in parents if self.feasible(row)), None)
+        if again is None:
             raise UserError("no architecture of the space is feasible: relax the constraint or enlarge the space")
-        return again if again is not None else parents[0]
+        return again

@@ -192,6 +192,13 @@ def _add_run(commands) -> None:
         metavar="N",
         help=f"different architectures to train, those of earlier starts included (default: {RECIPE})",
     )
+    parser.add_argument(
+        "--patience",
+        type=positive,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help=f"end when so many trials in a row brought no better score (default: {RECIPE})",
+    )
     parser.add_argument("--sampler", default=argparse.SUPPRESS, help=f"name, see the command list (default: {RECIPE})")
     parser.add_argument(
         "--hierarchy",

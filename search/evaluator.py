@@ -62,6 +62,7 @@ class Evaluator:
     search: Mapping[str, Any]
     transfer: Literal["none", "ordered", "random_projection"] = "none"
     measure_latency: bool = False
+    latencies: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __call__(self, layers: Architecture, folder: Path, source: Path | None = None) -> dict[str, float]:
         """Trains an encoder and leaves its checkpoint in `folder`, with one fine-tuned checkpoint per task beneath.
@@ -132,8 +133,15 @@ class Evaluator:
         return max(self.pretraining.sequence_length, self.finetuning.max_length if self.tasks else 0)
 
     def latency_ms(self, config: FlexiBertConfig) -> float:
-        """Median milliseconds of a candidate's forward pass on one sequence of the pretraining length."""
-        return measure_latency_ms(config, self.pretraining.sequence_length, device=self.accelerator.device)
+        """Median milliseconds of a candidate's forward pass on one sequence of the pretraining length.
+
+        Measured once, so that what a limit admitted is not beyond it in the results.
+        """
+        name = config.fingerprint
+        if name not in self.latencies:
+            length = self.pretraining.sequence_length
+            self.latencies[name] = measure_latency_ms(config, length, device=self.accelerator.device)
+        return self.latencies[name]
 
     def _finetune(self, task: Task, folder: Path) -> FinetuningResult:
         self.progress.update(f"fine-tuning on {task.name}", 0, 1)

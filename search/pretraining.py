@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from transformers import PreTrainedConfig
 
 from .errors import TrainingDiverged, UserError
 from .files import reported
@@ -362,8 +363,8 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, losses: l
 def model_digest(model: torch.nn.Module) -> str:
     """Equal for models that compute the same: parameters of the same names and shapes, and the same configuration."""
     shapes = [(name, *parameter.shape) for name, parameter in model.named_parameters()]
-    config = getattr(model, "config", None)
-    fields = {} if config is None else config.to_dict()
+    config = getattr(model, "config", None)  # a super-network has none, but one for every member
+    fields = config.to_dict() if isinstance(config, PreTrainedConfig) else {}
     fields = {key: value for key, value in fields.items() if key not in ("transformers_version", "_name_or_path")}
     return hashlib.sha256(repr((shapes, json.dumps(fields, sort_keys=True, default=str))).encode()).hexdigest()[:12]
 

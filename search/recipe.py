@@ -17,7 +17,7 @@ from .search_space import SearchSpace
 
 RECIPES = resources.files(__package__) / "recipes"
 
-COUNTS = ("trials", "vocab_size", "max_train_examples", "batch_size", "micro_batches", "max_length")
+COUNTS = ("trials", "patience", "vocab_size", "max_train_examples", "batch_size", "micro_batches", "max_length")
 NOT_NEGATIVE = ("steps", "checkpoint_steps", "weight_decay", "warmup_fraction", "mask_fraction")
 ABOVE_ZERO = ("learning_rate", "epochs", "adam_epsilon", "max_grad_norm")
 SHARES = ("warmup_fraction", "mask_fraction")
@@ -32,6 +32,7 @@ class Recipe:
         space: What may be searched; None in recipes that only say how to pretrain.
         sampler: Name of a sampler, and its options.
         trials: How many different architectures to train.
+        patience: Ends the search when so many trials in a row brought no better score; None for no such end.
         hierarchy: Whether to search level by level, from stacks of equal layers to the whole space.
         tasks: Whose mean primary metric is the score; none scores by masked token accuracy.
         corpus: Where the text comes from, None for the embedded one; `corpus_config` names a configuration of it.
@@ -46,6 +47,7 @@ class Recipe:
     space: SearchSpace | None = None
     sampler: Mapping[str, Any] = field(default_factory=lambda: {"name": "tpe"})
     trials: int = 20
+    patience: int | None = None
     hierarchy: bool = False
     tasks: tuple[str, ...] = ("word_order", "next_sentence")
     corpus: str | None = None

@@ -66,6 +66,9 @@ class SearchSpace:
     head_size: int | None = None
     restrictions: Mapping[str, tuple[Value, ...]] = dataclasses.field(default_factory=dict)
 
+    def __hash__(self) -> int:
+        return hash((self.num_layers, self.hidden_size, self.num_heads, self.feed_forward_size, len(self.operations)))
+
     @classmethod
     def from_dict(cls, data: Any, path: str = "space") -> "SearchSpace":
         """Parses plain data; UserError with the path of what is wrong."""

@@ -5,6 +5,7 @@ workers share; whoever starts the same command again goes on where the study sta
 `accelerate launch` train together: the main one talks to the study, the others follow its broadcasts.
 """
 
+import math
 import os
 import random
 import socket
@@ -189,6 +190,7 @@ class Search:
         find_source: Chooses the trained encoder that a candidate starts from; none does where it is None.
         after_trial: Called on the main process after every trial that trained an architecture.
         hierarchy: Whether to search level by level, see `HierarchicalSampler`.
+        patience: Ends the search when so many trials in a row brought no better score.
     """
 
     def __init__(
@@ -206,6 +208,7 @@ class Search:
         find_source: FindSource | None = None,
         after_trial: Callable[[], None] | None = None,
         hierarchy: bool = False,
+        patience: int | None = None,
     ):
         self.study = study
         self.space = space
@@ -220,6 +223,7 @@ class Search:
         self.find_source = find_source
         self.after_trial = after_trial
         self.hierarchy = hierarchy
+        self.patience = patience
 
     def run(self, trials: int) -> None:
         """Works until the study has so many finished trials, its own and other workers' together."""
@@ -239,6 +243,9 @@ class Search:
         self.progress.start_search(len(finished(self.study)), best.values[0] if best else None)
         failures = repeats = 0
         while (done := len(finished(self.study))) < min(trials, self.space.size() or trials):
+            if self._has_converged():
+                self.progress.say(f"no better score in {self.patience} trials; stopping early")
+                break
             seed = self.seed + 1000 * (done + len(diverged(self.study))) + repeats
             self.study.sampler = self._create_sampler(seed, trials)
             if repeats >= MAX_REPEATS and not self._enqueue_unseen(seed):
@@ -257,11 +264,16 @@ class Search:
             if trial.state == TrialState.COMPLETE and not repeats and self.after_trial is not None:
                 self.after_trial()
             if failures >= MAX_FAILURES:
-                reason = trial.user_attrs.get("failure", "its score was not a number")
                 self._broadcast(None)  # else the other processes would wait for the next trial
-                raise UserError(f"{failures} trials in a row failed, the last one: {reason}")
+                raise UserError(f"{failures} trials in a row failed, the last one: {trial.user_attrs['failure']}")
         if self.space.size() is not None and trials > self.space.size():
             self.progress.say(f"the space has {self.space.size()} architectures, all of them are trained")
+
+    def _has_converged(self) -> bool:
+        scores = [trial.values[0] for trial in sorted(finished(self.study), key=lambda trial: trial.number)]
+        if self.patience is None or len(scores) <= self.patience:
+            return False
+        return max(scores[-self.patience :]) <= max(scores[: -self.patience])
 
     def _create_sampler(self, seed: int, trials: int) -> optuna.samplers.BaseSampler:
         def create(space: SearchSpace) -> optuna.samplers.BaseSampler:
@@ -294,6 +306,9 @@ class Search:
         self._broadcast((layers_to_dicts(layers), folder, source))
         try:
             metrics = self.evaluate(layers, folder, source)
+            values = [metrics[objective] for objective in self.objectives]
+            if not all(map(math.isfinite, values)):
+                raise TrainingDiverged(f"the result is {values}")
         except TrainingDiverged as error:
             trial.set_user_attr("failure", str(error))
             self.progress.end_trial(None, str(error))
@@ -302,7 +317,6 @@ class Search:
             enqueue_again(self.study, trial.number)
             raise
         trial.set_user_attr("metrics", metrics)
-        values = [metrics[objective] for objective in self.objectives]
         self.progress.end_trial(values[0])
         return values
 

@@ -52,6 +52,8 @@ class RobustScale:
         self.center = float(np.median(y)) if len(y) else 0.0
         deviations = np.abs(y - self.center)
         spread = 1.4826 * np.median(deviations) if len(y) else 0.0
+        if spread:
+            spread = max(spread, 1e-9 * np.ptp(y))  # else the farthest scores would be beyond all numbers
         self.scale = float(spread or deviations.mean() if len(y) else 0.0) or 1.0
 
     def transform(self, y: np.ndarray) -> np.ndarray:

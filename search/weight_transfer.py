@@ -7,6 +7,7 @@ Those are copied exactly. Layers behind the first difference get what fits, as l
 same kind.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Literal
@@ -53,10 +54,14 @@ def transfer(
         model: A `FlexiBertForMaskedLM`.
         source_state: State of another one, with the configuration `source` and the same vocabulary.
         mode: Where sizes differ, "ordered" copies the leading rows and columns; "random_projection" mixes those of a
-            larger source by a Gaussian matrix of variance 1 / size first, which keeps distances in expectation.
+            larger source by a Gaussian matrix of variance 1 / size first. All axes of one length share the matrix, so
+            that features which one tensor writes and the next one reads are mixed alike, and products of tensors are
+            kept in expectation.
         seed: Of the projections.
+
+    Kernels of another size are cut or laid in around their centre, whatever the mode.
     """
-    generator = torch.Generator().manual_seed(seed)
+    projections = Projections(seed)
     first, second = source.layer_specs, model.config.layer_specs
     reach = common_layers(first, second)
     for given, wanted in zip(first[reach:], second[reach:]):
@@ -65,16 +70,47 @@ def transfer(
         reach += 1
     for name, parameter in model.state_dict().items():
         layer = int(name.split(".")[2]) if name.startswith("model.layers.") else -1
-        if layer < reach and name in source_state and source_state[name].dim() == parameter.dim():
-            fit(parameter, source_state[name], mode, generator)
-
-
-def fit(target: torch.Tensor, source: torch.Tensor, mode: Mode, generator: torch.Generator) -> None:
-    """Writes the source into the leading part of the target."""
-    for dim, (size, available) in enumerate(zip(target.shape, source.shape)):
+        if layer >= reach or name not in source_state or source_state[name].dim() != parameter.dim():
+            continue
+        given, taps = with_taps(name, source_state[name], first[layer])
+        wanted, _ = with_taps(name, parameter, second[layer])
         # Biases and norms belong to single features, which a mixture of features has not.
-        if available > size and mode == "random_projection" and target.dim() > 1:
-            projection = torch.randn(available, size, generator=generator) / size**0.5
-            source = torch.tensordot(source, projection.to(source.dtype), dims=([dim], [0])).movedim(-1, dim)
+        mixes = mode == "random_projection" and parameter.dim() > 1
+        fit(wanted, given, taps, projections if mixes else None)
+
+
+class Projections(dict):
+    """(available, size) -> a Gaussian matrix of that shape, drawn when first asked for."""
+
+    def __init__(self, seed: int):
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __missing__(self, shape: tuple[int, int]) -> torch.Tensor:
+        self[shape] = torch.randn(shape, generator=self.generator) / shape[1] ** 0.5
+        return self[shape]
+
+
+def with_taps(name: str, tensor: torch.Tensor, layer: LayerSpec) -> tuple[torch.Tensor, int | None]:
+    """A view in which the taps of a convolution's kernels have an axis of their own, and that axis, if it has taps."""
+    operation = re.search(r"\.mixer\.operations\.(\d+)\.(.+)", name)
+    taps = getattr(layer.operations[int(operation[1])], "kernel_size", None) if operation else None
+    if taps and operation[2] in ("kernel.weight", "kernel.bias"):  # a row for every head and tap
+        return tensor.unflatten(0, (-1, taps)), 1
+    if taps and operation[2] in ("weight", "depthwise.weight"):
+        return tensor, tensor.dim() - 1
+    return tensor, None
+
+
+def fit(target: torch.Tensor, source: torch.Tensor, taps: int | None, projections: Projections | None) -> None:
+    """Writes the source into the leading part of the target, on the axis of the taps into the middle."""
+    if taps is not None:
+        size, available = target.shape[taps], source.shape[taps]
+        common = min(size, available)
+        target = target.narrow(taps, (size - common) // 2, common)
+        source = source.narrow(taps, (available - common) // 2, common)
+    for dim, (size, available) in enumerate(zip(target.shape, source.shape)):
+        if available > size and projections is not None:
+            projection = projections[available, size].to(source.dtype)
+            source = torch.tensordot(source, projection, dims=([dim], [0])).movedim(-1, dim)
     common = tuple(slice(min(sizes)) for sizes in zip(target.shape, source.shape))
     target[common] = source[common]

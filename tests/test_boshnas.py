@@ -199,6 +199,17 @@ class TestBadInput:
         assert all(trial.state == TrialState.FAIL for trial in study.trials)
         assert len(set(architectures(study))) == 12  # a failed architecture is not tried again
 
+    def test_what_fails_is_left_alone(self, preset):
+        """The prior that larger is better leads to the failures first."""
+
+        def fail_if_wide(layers):
+            return score(layers) / (layers[0].hidden_size != 256)
+
+        trials = search(SPACE, 40, objective=fail_if_wide, preset=preset).trials
+        failures = [trial.state == TrialState.FAIL for trial in trials]
+        assert failures[0] or preset == "paper"
+        assert sum(failures) > 0 and sum(failures[20:]) <= (4 if preset == "default" else 12)
+
     def test_scores_that_are_not_finite(self, preset):
         values = iter([math.nan, math.inf, 1.0, -math.inf, 2.0] * 3)
         study = search(SPACE, 13, objective=lambda layers: next(values), preset=preset)
@@ -221,6 +232,13 @@ class TestBadInput:
         study = search(FEW, 3, optuna.samplers.RandomSampler(seed=0))
         study.sampler = BoshnasSampler(SPACE, preset=preset, seed=0)
         study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+
+
+def test_nothing_that_is_not_feasible_is_proposed_for_want_of_anything_else():
+    study = search(SPACE, 5)
+    study.sampler = BoshnasSampler(SPACE, seed=0, feasible=lambda layers: False)
+    with pytest.raises(UserError, match="no architecture of the space is feasible"):
+        SPACE.suggest(study.ask())
 
 
 def test_enqueued_trials_are_left_as_they_are():

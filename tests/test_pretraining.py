@@ -137,6 +137,10 @@ def test_checkpoint_of_another_run_is_refused(blocks, tmp_path):
     train(blocks, tmp_path, kill_at=8)
     with pytest.raises(UserError, match="another seed"):
         train(blocks, tmp_path, seed=1)
+    with pytest.raises(UserError, match="another model"):  # though all its parameters have the same shapes
+        train(blocks, tmp_path, hidden_dropout_prob=0.2)
+    with pytest.raises(UserError, match="another text"):
+        train(blocks[::-1], tmp_path)
 
 
 def test_divergence_names_the_step_and_keeps_the_checkpoint(blocks, tmp_path):
@@ -163,6 +167,17 @@ def test_weights_are_not_kept_after_a_gradient_that_is_not_finite(blocks, tmp_pa
     with pytest.raises(TrainingDiverged, match="the gradient is nan at step 8; a lower learning rate may help"):
         train(blocks, tmp_path)
     assert json.loads((tmp_path / "checkpoint" / "pretraining.json").read_text())["step"] == 4
+
+
+def test_a_gradient_that_is_not_finite_at_the_last_step_is_told(blocks, monkeypatch):
+    mlm_loss = pretraining.mlm_loss
+
+    def steep(model, batch):
+        return mlm_loss(model, batch) + (0 * next(model.parameters()).sum()).sqrt()
+
+    monkeypatch.setattr(pretraining, "mlm_loss", steep)
+    with pytest.raises(TrainingDiverged, match="the gradient is nan at step 1"):
+        train(blocks, budget=dataclasses.replace(BUDGET, steps=1, checkpoint_steps=0))
 
 
 @pytest.mark.parametrize("limit", [10_000, 100_000], ids=["weights", "optimizer"])

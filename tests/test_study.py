@@ -98,6 +98,30 @@ def test_more_trials_than_architectures_stops(tmp_path):
     assert len(finished(search.study)) == 4
 
 
+def test_patience_ends_a_search_that_no_longer_improves(tmp_path):
+    def evaluate(layers, folder, source=None):
+        return {"score_percent": 50.0, "parameters": 1}
+
+    search = make_search(tmp_path, evaluate, patience=3)
+    search.run(12)
+    assert len(finished(search.study)) == 4
+    make_search(tmp_path, evaluate, patience=5).run(12)  # goes on
+    assert len(finished(search.study)) == 6
+
+
+def test_a_score_that_is_not_a_number_is_a_failure_and_is_not_tried_again(tmp_path):
+    seen = []
+
+    def evaluate(layers, folder, source=None):
+        seen.append(fingerprint(layers))
+        return {"score_percent": float("nan"), "parameters": 1}
+
+    search = make_search(tmp_path, evaluate)
+    with pytest.raises(UserError, match=r"5 trials in a row failed, the last one: the result is \[nan\]"):
+        search.run(12)
+    assert len(set(seen)) == 5
+
+
 def test_the_same_command_continues(tmp_path):
     first, second, whole = Recorder(), Recorder(), Recorder()
     make_search(tmp_path, first, "tpe").run(6)
@@ -194,7 +218,7 @@ def test_candidates_start_from_what_find_source_chooses(tmp_path):
 
 def test_unknown_sampler_and_option_are_named():
     space = SearchSpace.from_dict(SPACE)
-    with pytest.raises(UserError, match="unknown sampler 'tpee', known: boshnas, opnas"):
+    with pytest.raises(UserError, match="unknown sampler 'tpee', known: boshnas, boshnas-paper, opnas"):
         create_sampler({"name": "tpee"}, space, 0)
     with pytest.raises(UserError, match="sampler tpe has no option 'startup', known: n_startup_trials"):
         create_sampler({"name": "tpe", "startup": 3}, space, 0)
@@ -278,6 +302,19 @@ def test_a_level_without_new_architectures_is_left_early(tmp_path):
     reached = levels_of(search.study)
     assert reached == sorted(reached) and reached.count(1) == space.size() < 20
     assert len(reached) == 40
+
+
+@pytest.mark.parametrize("sampler", ["boshnas", "random"])
+def test_a_level_in_which_nothing_is_feasible_is_left_out(tmp_path, sampler):
+    deep, shallow = {**DEEP, "num_layers": [1, 2, 4]}, lambda layers: len(layers) == 1
+    search = make_search(tmp_path, Recorder(), sampler, deep, hierarchy=True, feasible=shallow)
+    search.run(4)
+    assert [len(layers_of(trial)) for trial in finished(search.study)] == 4 * [1]
+    assert levels_of(search.study)[0] == 2  # stacks of two layers are never one layer
+    folder = tmp_path / "nothing"
+    folder.mkdir()
+    with pytest.raises(UserError, match="no architecture of the space is feasible"):
+        make_search(folder, Recorder(), sampler, deep, hierarchy=True, feasible=lambda layers: False).run(4)
 
 
 def test_levels_are_in_the_report(tmp_path):

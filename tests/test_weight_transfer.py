@@ -70,6 +70,41 @@ def test_other_sizes_get_the_leading_part(mode):
     assert torch.equal(weight[:32], given.weight) and torch.equal(weight[32:], before[32:])
 
 
+def test_random_projection_keeps_products_of_tensors():
+    """What one matrix writes is what the next one reads, so both have to be mixed alike."""
+    source = build(layer(16, ATTENTION, feed_forward=(512,)), seed=1)
+    target = build(layer(16, ATTENTION, feed_forward=(256,)), seed=2)
+    transfer(target, source.state_dict(), source.config, "random_projection", seed=3)
+    first, second = (model.model.layers[0].feed_forward for model in (source, target))
+    products = [(part.output.weight @ part.hidden[0].weight).flatten() for part in (first, second)]
+    assert torch.cosine_similarity(*products, dim=0) > 0.4  # 0 where every tensor has a projection of its own
+
+
+@pytest.mark.parametrize("mode", ["ordered", "random_projection"])
+@pytest.mark.parametrize("sizes", [(9, 5), (5, 9)])
+def test_kernels_of_another_size_keep_their_centre(mode, sizes):
+    def layers(size):
+        dynamic = layer(16, op("dynamic_convolution", 2, kernel_size=size))
+        return dynamic, layer(16, op("lightweight_convolution", 2, kernel_size=size))
+
+    source, target = build(*layers(sizes[0]), seed=1), build(*layers(sizes[1]), seed=2)
+    transfer(target, source.state_dict(), source.config, mode)
+    from_, to = ((size - min(sizes)) // 2 for size in sizes)
+    (dynamic, light), (given, given_light) = (
+        [encoder_layer.mixer.operations[0] for encoder_layer in model.model.layers] for model in (target, source)
+    )
+    for got, had in (
+        (dynamic.depthwise.weight, given.depthwise.weight),
+        (dynamic.kernel.bias.unflatten(0, (2, -1)), given.kernel.bias.unflatten(0, (2, -1))),
+        (
+            dynamic.kernel.weight.unflatten(0, (2, -1)).movedim(1, -1),
+            given.kernel.weight.unflatten(0, (2, -1)).movedim(1, -1),
+        ),
+        (light.weight, given_light.weight),
+    ):
+        assert torch.equal(got[..., to : to + min(sizes)], had[..., from_ : from_ + min(sizes)])
+
+
 def test_random_projection_keeps_lengths_on_average():
     source, target = (
         build(layer(16, ATTENTION, feed_forward=(512,)), seed=1),

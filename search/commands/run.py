@@ -74,6 +74,7 @@ def main(options) -> None:
             find_source=evaluator.find_source if recipe.transfer != "none" else None,
             after_trial=after_trial,
             hierarchy=recipe.hierarchy,
+            patience=recipe.patience,
         )
         if accelerator.is_main_process:
             after_trial()  # a worker may have been killed before it came to that
@@ -111,7 +112,7 @@ def limits(evaluator: Evaluator, options) -> Feasible | None:
 def identity(recipe: Recipe, options) -> dict[str, Any]:
     """What may not change while a run grows, because its trials would no longer be comparable."""
     data = json.loads(json.dumps(recipe.to_dict()))
-    for free in ("description", "sampler", "trials"):
+    for free in ("description", "sampler", "trials", "patience"):
         del data[free]
     objective = {
         "objectives": list(options.objectives),
@@ -119,7 +120,9 @@ def identity(recipe: Recipe, options) -> dict[str, Any]:
         "glue": options.glue if recipe.tasks else None,
     }
     supernet = None if options.supernet is None else weights_digest(options.supernet)
-    return {"space": data.pop("space"), "objective": objective, "seed": options.seed, "supernet": supernet, **data}
+    bounds = {"max_parameters": options.max_parameters, "max_latency_ms": options.max_latency_ms}
+    fixed = {"space": data.pop("space"), "objective": objective, "seed": options.seed, "supernet": supernet}
+    return {**fixed, **bounds, **data}
 
 
 def build_evaluator(

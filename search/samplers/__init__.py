@@ -6,6 +6,7 @@ and the number of finished trials, so a search that was stopped goes on as if it
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import optuna
@@ -24,6 +25,7 @@ Feasible = Callable[[Architecture], bool]
 
 SAMPLERS: dict[str, tuple[str, Callable[..., BaseSampler]]] = {
     "boshnas": ("Bayesian optimisation after FlexiBERT", BoshnasSampler),
+    "boshnas-paper": ("the same with the settings of the paper", partial(BoshnasSampler, preset="paper")),
     "opnas": ("evolution by operation priority, after AutoBERT-Zero", OpNasSampler),
     "evolution": ("regularised evolution", EvolutionSampler),
     "random": ("uniform choices", lambda space, seed: optuna.samplers.RandomSampler(seed=seed)),

@@ -21,9 +21,12 @@ Not tested apart from the rest:
 - Candidates by repeated mutation of the best instead of gradient steps on the input (GOBI); mutants are legal as they
   are, where gradients lead to points between architectures.
 - No uncertainty and diversity sampling: the acquisition explores by itself.
-- Trials that still run count as if they had ended as predicted, so that parallel workers spread out.
+- Trials that still run count as if they had ended as predicted, so that parallel workers spread out, and trials that
+  failed as worse than all others.
 - Searched graphs, which are seen by their primitives and inputs (`graph_encoding.py`), and hierarchical search around
   this sampler (`hierarchical.py`).
+
+Not tried: first trials that fill the space by design (Sobol, Latin hypercube), ensembles of networks.
 
 Preset `paper`: see `boshnas_paper.py`.
 
@@ -34,6 +37,7 @@ Several objectives are searched with random scalarisations of upper confidence b
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -71,12 +75,14 @@ class History:
         indices: (n, P) architectures of the finished trials.
         scores: (n, objectives) their values, signed so that larger is better.
         pending: (m, P) architectures of the trials that still run.
+        failed: (f, P) architectures of trials that failed and have not been tried again.
         seen: Rows of all trials of whatever state, as bytes.
     """
 
     indices: np.ndarray
     scores: np.ndarray
     pending: np.ndarray
+    failed: np.ndarray
     seen: frozenset[bytes]
 
 
@@ -113,7 +119,7 @@ class BoshnasSampler(optuna.samplers.BaseSampler):
         self.space = space
         self.preset = preset
         self.seed = random.SystemRandom().getrandbits(32) if seed is None else seed
-        self.encoding = Encoding(space) if space.graph_space is None else GraphEncoding(space)
+        self.encoding = encoding_of(space)
         self.candidates = None if candidates is None else self._encode(candidates)
         self.feasible = feasible
         self._feasibility: dict[bytes, bool] = {}
@@ -145,7 +151,7 @@ class BoshnasSampler(optuna.samplers.BaseSampler):
         history = read_history(study, trial, self.encoding)
         candidates = Candidates(self.encoding, history.seen, self._is_feasible, self.candidates)
         row, belief = PRESETS[self.preset](history, candidates, rng)
-        if belief is not None:
+        if belief is not None and not trial.system_attrs.get("fixed_params"):  # else another one will be trained
             sign = _signs(study)[0]
             prediction = {"mean": sign * belief[0], "standard_deviation": belief[1]}
             study._storage.set_trial_user_attr(trial._trial_id, "prediction", prediction)
@@ -159,10 +165,15 @@ class BoshnasSampler(optuna.samplers.BaseSampler):
         return uniform.sample_independent(study, trial, param_name, param_distribution)
 
 
+@lru_cache(maxsize=16)
+def encoding_of(space: SearchSpace) -> Encoding:
+    """Kept, because a search makes a new sampler for every trial, and what an encoding has learnt takes seconds."""
+    return Encoding(space) if space.graph_space is None else GraphEncoding(space)
+
+
 def read_history(study: optuna.Study, trial: FrozenTrial, encoding: Encoding) -> History:
-    """What all other trials of a study say about a space; trials of other spaces and values that are not finite say
-    nothing."""
-    finished, scores, pending, seen = [], [], [], set()
+    """What all other trials of a study say about a space; trials of other spaces say nothing."""
+    finished, scores, pending, failed, seen = [], [], [], [], set()
     for other in sorted(study.get_trials(deepcopy=False), key=lambda other: other.number):
         try:
             row = encoding.indices([other.params])[0]
@@ -178,11 +189,16 @@ def read_history(study: optuna.Study, trial: FrozenTrial, encoding: Encoding) ->
         elif other.state == TrialState.COMPLETE and np.isfinite(other.values).all():
             finished.append(row)
             scores.append(np.multiply(other.values, _signs(study)))
+        elif other.state in (TrialState.COMPLETE, TrialState.FAIL):
+            failed.append(row)
+    known = {row.tobytes() for row in (*finished, *pending)}
+    failed = [row for row in failed if row.tobytes() not in known]
     shape = (-1, len(encoding.names))
     return History(
         indices=np.array(finished, dtype=np.int64).reshape(shape),
         scores=np.array(scores, dtype=float).reshape(-1, len(study.directions)),
         pending=np.array(pending, dtype=np.int64).reshape(shape),
+        failed=np.array(failed, dtype=np.int64).reshape(shape),
         seen=frozenset(seen),
     )
 
@@ -220,12 +236,15 @@ def propose(history: History, candidates: Candidates, rng: np.random.Generator) 
 
 
 def _fit(encoding: Encoding, history: History, values: np.ndarray) -> GaussianProcess:
-    """A surrogate of one objective that takes pending trials to end as predicted (the kriging believer)."""
+    """A surrogate of one objective that takes pending trials to end as predicted (the kriging believer), and those
+    that failed for a unit worse than the worst, else the prior would have the likes of them tried again."""
     surrogate = GaussianProcess(encoding.blocks)
     measured, pending = encoding.features(history.indices), encoding.features(history.pending)
     surrogate.fit(measured, values)
     if len(pending):
         surrogate.add(pending, surrogate.predict(pending).mean)
+    if len(history.failed):
+        surrogate.add(encoding.features(history.failed), np.full(len(history.failed), values.min(initial=0.0) - 1))
     return surrogate
 
 

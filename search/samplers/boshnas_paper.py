@@ -2,8 +2,9 @@
 
 Constants and formulas are the original ones, and architectures are points of Transformer2vec, its inductive form.
 Differences: see `neural_surrogate.py`; a library of random members of the space stands for the enumerated one, which
-large spaces do not allow; points are standardised; aleatoric uncertainty always counts in the bound, as in the paper's
-formula (the code adds it after convergence); a search has the number of trials it is given.
+large spaces do not allow; points are standardised; scores are scaled to between 0 and 1 by the worst and best so far
+instead of the initial ones; aleatoric uncertainty always counts in the bound, as in the paper's formula (the code adds
+it after convergence, for queries of known architectures); convergence ends a search by its option `patience`.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,9 @@ def propose(history, candidates: Candidates, rng: np.random.Generator):
     scores, policy = history.scores[:, 0], rng.random()
     if len(scores) >= INITIAL_TRIALS and np.ptp(scores) > 0 and policy >= DIVERSITY_PROBABILITY:
         explores = policy < DIVERSITY_PROBABILITY + UNCERTAINTY_PROBABILITY
-        proposal = _promising(history.indices, scores, candidates, explores, rng)
+        measured = np.concatenate([history.indices, history.failed])
+        scores = np.append(scores, np.full(len(history.failed), scores.min()))  # what failed is as bad as the worst
+        proposal = _promising(measured, scores, candidates, explores, rng)
         if proposal is not None:
             return proposal
     return candidates.maximize(lambda rows: rng.random(len(rows)), history.indices[:0], rng), None

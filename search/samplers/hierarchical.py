@@ -14,6 +14,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from ..errors import UserError
 from ..hierarchy import best_architectures, interpolate, levels
 from ..search_space import Architecture, SearchSpace
 
@@ -25,8 +26,9 @@ class HierarchicalSampler(BaseSampler):
     """Searches level by level, each between the best architectures of the levels before it.
 
     Every level has an equal share of the trials, or fewer if it has not so many members. A proposal that a trial
-    already has, or that is not feasible, is replaced by a random one of the level. The level, from 1, is stored with
-    the trial under the user attribute "level". Parameters outside the space are sampled independently and uniformly.
+    already has, or that is not feasible, is replaced by a random one of the level; a level without a feasible one is
+    left out. The level, from 1, is stored with the trial under the user attribute "level". Parameters outside the
+    space are sampled independently and uniformly.
 
     Args:
         space: The whole space, which is the last level.
@@ -65,30 +67,49 @@ class HierarchicalSampler(BaseSampler):
         others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
         others = [other for other in others if self.space.choices.keys() <= other.params.keys()]
         known = {other.number: self.space.build(other.params) for other in others}
-        level, part = self._level(study, others, known)
-        inner = optuna.create_study(directions=study.directions, sampler=self.create(part))
-        within = [(other, known[other.number]) for other in others if known[other.number] in part]
-        inner.add_trials([_translated(other, part, layers) for other, layers in within])
-        asked = inner.ask()
-        proposed = part.suggest(asked)
-        layers = self._new(proposed, part, set(known.values()), random.Random(f"{self.seed} {trial.number}"))
-        attributes = inner.get_trials(deepcopy=False)[-1].user_attrs if layers == proposed else {}
+        rng, layers, least = random.Random(f"{self.seed} {trial.number}"), None, 1
+        reason = UserError("no architecture of the space is feasible: relax the constraint or enlarge the space")
+        while layers is None and least <= len(self.levels):
+            level, part = self._level(study, others, known, least)
+            within = [(other, known[other.number]) for other in others if known[other.number] in part]
+            try:
+                layers, attributes = self._propose(study, part, within, set(known.values()), rng)
+            except UserError as error:
+                reason = error
+            least = level + 1
+        if layers is None:
+            raise reason
         for name, value in {**attributes, "level": level}.items():
             study._storage.set_trial_user_attr(trial._trial_id, name, value)
         values = self.space.parameters(layers)
         return {name: values[name] for name in search_space if name in values}
 
+    def _propose(
+        self,
+        study: optuna.Study,
+        part: SearchSpace,
+        within: Sequence[tuple[FrozenTrial, Architecture]],
+        known: set[Architecture],
+        rng: random.Random,
+    ) -> tuple[Architecture | None, dict[str, Any]]:
+        """What the inner sampler proposes in a level with these trials, and what it notes; None: nothing feasible."""
+        inner = optuna.create_study(directions=study.directions, sampler=self.create(part))
+        inner.add_trials([_translated(other, part, layers) for other, layers in within])
+        proposed = part.suggest(inner.ask())
+        layers = self._new(proposed, part, known, rng)
+        return layers, inner.get_trials(deepcopy=False)[-1].user_attrs if layers == proposed else {}
+
     def _level(
-        self, study: optuna.Study, others: Sequence[FrozenTrial], known: Mapping[int, Architecture]
+        self, study: optuna.Study, others: Sequence[FrozenTrial], known: Mapping[int, Architecture], least: int
     ) -> tuple[int, SearchSpace]:
-        """The level whose turn it is, from 1, and the part of the space that it searches; where nothing new is left in
-        any, the last one without bounds."""
+        """The level whose turn it is, from `least`, and the part of the space that it searches; where nothing new is
+        left in any, the last one without bounds."""
         finished = [o for o in others if o.state == TrialState.COMPLETE and "duplicate_of" not in o.user_attrs]
         reached = max((other.user_attrs.get("level", 1) for other in others), default=1)
         due = 1 + len(finished) * len(self.levels) // self.trials
-        for level in range(max(reached, min(due, len(self.levels))), len(self.levels) + 1):
+        for level in range(max(least, reached, min(due, len(self.levels))), len(self.levels) + 1):
             part = self.levels[level - 1]
-            if level > 1:
+            if any(other.user_attrs.get("level", 1) < level for other in others):
                 # An enqueued trial has no level, and may be finer than this one.
                 before = [o for o in finished if o.user_attrs.get("level", 1) < level and known[o.number] in part]
                 part = interpolate(part, best_architectures(before, self.space, study.directions[0]))
@@ -98,13 +119,16 @@ class HierarchicalSampler(BaseSampler):
 
     def _new(
         self, layers: Architecture, part: SearchSpace, known: set[Architecture], rng: random.Random
-    ) -> Architecture:
-        """These layers, or random ones of the level where they are known or not feasible."""
+    ) -> Architecture | None:
+        """These layers, or random ones of the level where they are known or not feasible; None: all are infeasible."""
+        feasible = None
         for _ in range(MAX_TRIES):
-            if layers not in known and (self.feasible is None or self.feasible(layers)):
-                break
+            if self.feasible is None or self.feasible(layers):
+                feasible = layers
+                if layers not in known:
+                    break
             layers = part.sample(rng)
-        return layers
+        return feasible
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
