@@ -81,9 +81,25 @@ def measured(task: str, metric: str) -> Callable[[dict], float]:
     return lambda run: 100 * run["tasks"][task][metric]
 
 
+GLUE_SIZES = {
+    "cola": (8551, 1043),
+    "sst2": (67349, 872),
+    "mrpc": (3668, 408),
+    "stsb": (5749, 1500),
+    "qqp": (363846, 40430),
+    "mnli": (392702, 9815, 9832),
+    "qnli": (104743, 5463),
+    "rte": (2490, 277),
+}
+"""Examples of GLUE's training and validation splits."""
+
+
 def describe_data(run: dict, task: str) -> str:
-    validation = " + ".join(f"{count:,}" for count in run["validation_examples"][task].values())
-    return f"{task} ({run['train_examples'][task]:,} training and {validation} validation examples)"
+    """How many examples there were, and where that was a sample."""
+    counts = [run["train_examples"][task], *run["validation_examples"][task].values()]
+    sizes = GLUE_SIZES.get(task, counts)
+    train, *validation = (f"{'a sample of ' if count < size else ''}{count:,}" for count, size in zip(counts, sizes))
+    return f"{task} ({train} training and {' + '.join(validation)} validation examples)"
 
 
 def main(arguments: list[str] | None = None) -> None:
