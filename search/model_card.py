@@ -126,9 +126,7 @@ def render_card(folder: Path, card: CardFacts) -> ModelCard:
             "vocabulary": config.vocab_size,
             "embedding_size": config.embedding_size,
             "positions": config.position_embedding_type,
-            "sequence_heads_see": {"cls": "the first token", "mean": "the mean of all tokens"}[
-                config.classifier_pooling
-            ],
+            "classifier_pooling": config.classifier_pooling,
             "maximum_length": f"{config.max_position_embeddings} tokens",
             "fingerprint": config.fingerprint,
             "stored_as": config.dtype and str(config.dtype).removeprefix("torch."),
