@@ -228,7 +228,12 @@ def test_bad_spaces(capsys, tmp_path, corpus, change, message):
     "arguments, message",
     [
         (("--recipe", "quickstrat"), "unknown recipe 'quickstrat', known: "),
-        (("--sampler", "tpee"), "unknown sampler 'tpee', known: boshnas, opnas"),
+        (("--sampler", "tpee"), "unknown sampler 'tpee', known: boshnas, boshnas-paper, opnas"),
+        (
+            ("--sampler", "evolution", "--objectives", "score_percent,parameters"),
+            "--objectives: the sampler evolution searches for one objective",
+        ),
+        (("--patience", "0"), "'0' is not accepted, expected a whole number of at least 1"),
         (("--tasks", "colla"), "colla"),
         (("--trials", "0"), "'0' is not accepted, expected a whole number of at least 1"),
         (("--seed", "-1"), "'-1' is not accepted"),

@@ -24,6 +24,7 @@ from ..progress import RunProgress, duration
 from ..recipe import Recipe, load_recipe
 from ..report import summarise, write_report
 from ..samplers import Feasible, create_sampler
+from ..samplers.population import PopulationSampler
 from ..search_space import Architecture
 from ..self_made_tasks import SELF_MADE_TASKS
 from ..study import Search, best_trial, finished, open_study, this_worker, trial_folder
@@ -38,7 +39,10 @@ def main(options) -> None:
     recipe = override(load_recipe(options.recipe), options)
     if recipe.space is None:
         raise UserError(f"recipe {options.recipe} has no space to search; it is for the command pretrain")
-    create_sampler(recipe.sampler, recipe.space, seed=0)  # an unknown name shall not wait for the data
+    objectives = choose_objectives(options.objectives)
+    sampler = create_sampler(recipe.sampler, recipe.space, seed=0)  # an unknown name shall not wait for the data
+    if len(objectives) > 1 and isinstance(sampler, PopulationSampler):
+        raise UserError(f"--objectives: the sampler {recipe.sampler['name']} searches for one objective")
     if (options.evaluator == "supernet") != (options.supernet is not None):
         raise UserError("--evaluator supernet and --supernet DIR go together")
     if options.supernet is not None and recipe.transfer != "none":
@@ -47,7 +51,6 @@ def main(options) -> None:
         levels(recipe.space)  # nor a space without any
     folder = Path(options.runs) / (options.name or Path(options.recipe).stem)
     accelerator = start(options, folder)
-    objectives = choose_objectives(options.objectives)
     study = None
     if accelerator.is_main_process:
         url = options.storage or f"sqlite:///{folder / 'study.db'}"
