@@ -49,6 +49,10 @@ class FlexiBertConfig(PreTrainedConfig):
             Wavelength base of rotary positions.
         project_embeddings (`bool`, *optional*, defaults to `False`):
             Puts a linear layer behind the embeddings even where widths agree, as FNet does.
+        classifier_pooling (`str`, *optional*, defaults to `"cls"`):
+            What the pooler sees, and with it the heads for sequences and multiple choice: `"cls"` is the first token's
+            last state, as in BERT, `"mean"` the mean over the tokens that are not padding (over all of them under a
+            4-D mask). Layers of local operations bring little of the sequence to its first token.
         unpad_inputs (`bool`, *optional*, defaults to `False`):
             Everything but the mixing of tokens runs on the real tokens of a padded batch alone. That saves up to half
             of the time where lengths vary and changes no result, because padding does not; states at padding are 0.
@@ -72,6 +76,7 @@ class FlexiBertConfig(PreTrainedConfig):
     hidden_dropout_prob: float | int = 0.1
     attention_probs_dropout_prob: float | int = 0.1
     classifier_dropout: float | int | None = None
+    classifier_pooling: Literal["cls", "mean"] = "cls"
     initializer_range: float | int = 0.02
     layer_norm_eps: float | int = 1e-12
     unpad_inputs: bool = False

@@ -220,7 +220,7 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
     def __init__(self, config: FlexiBertConfig, add_pooling_layer: bool = True):
         r"""
         add_pooling_layer (`bool`, *optional*, defaults to `True`):
-            Whether to put a linear layer with tanh on the first token's last state, as sequence heads want it.
+            Whether to put a linear layer with tanh on the state that sequence heads see, `config.classifier_pooling`.
         """
         super().__init__(config)
         specs = config.layer_specs
@@ -278,10 +278,18 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
             early = output_positions if self.pooler is None else None
             context = self.mixing_context(hidden_states, attention_mask, mask, position_ids)
             hidden_states = self.encode(hidden_states, context, early)
-        pooled = None if self.pooler is None else torch.tanh(self.pooler(hidden_states[:, 0]))
+        pooled = None if self.pooler is None else torch.tanh(self.pooler(self.pool(hidden_states, mask)))
         if output_positions is not None and hidden_states.dim() == 3:
             hidden_states = hidden_states.flatten(0, 1)[output_positions]
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+
+    def pool(self, hidden_states, mask) -> torch.Tensor:
+        """(B, L, D) -> (B, D): the first token, or the mean over those of `mask` (B, L)."""
+        if self.config.classifier_pooling == "cls":
+            return hidden_states[:, 0]
+        if mask is None:
+            return hidden_states.mean(1)
+        return (hidden_states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
     def encode(self, hidden_states, context: MixingContext, output_positions=None) -> torch.Tensor:
         """(B, L, E) -> (B, L, D), or (N, D) at N positions, through all layers."""
