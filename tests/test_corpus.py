@@ -195,6 +195,7 @@ def says(message, function, *args, **options):
 
 
 def test_loading_is_quiet_and_leaves_settings_alone(tmp_path, capfd):
+    datasets.enable_progress_bars()  # commands that were tested in this process have switched them off
     levels = {name: logging.getLogger(name).level for name in ("datasets", "huggingface_hub", "transformers")}
     load_corpus(str(write(tmp_path, ".csv")))
     assert datasets.is_progress_bar_enabled()
