@@ -282,7 +282,8 @@ BAD = {
     "misnamed text": (GOOD, GOOD, ":body:label", "bad, train: no column 'body', there are text, label"),
     "missing in validation": (GOOD, {"text": ["a"]}, "", "bad, validation, row 0: label None, accepted are 0, 1"),
     "number for text": (
-        {"text": [1, 2], "label": [0, 1]}, {"text": [1], "label": [0]}, ":text:label", "column 'text' holds Value('int64'), not text",
+        {"text": [1, 2], "label": [0, 1]}, {"text": [1], "label": [0]}, ":text:label",
+        "column 'text' holds Value('int64'), not text",
     ),
     "no text": ({"text": ["a", None], "label": [0, 1]}, GOOD, "", "bad, train, row 1: column 'text' holds no text"),
     "no label": ({"text": ["a", "b", "c"], "label": [0, 1, None]}, GOOD, "", "train, row 2: label None, accepted"),
