@@ -148,7 +148,7 @@ class Experiment:
             "vocab_size": len(self.tokenizer),
             "classifier_pooling": options.classifier_pooling,
             "pretraining": {**dataclasses.asdict(self.pretraining), "tokens": self.pretraining.tokens},
-            "finetuning": dataclasses.asdict(self.finetuning),
+            "finetuning": {k: v for k, v in dataclasses.asdict(self.finetuning).items() if v is not None},
             "train_examples": {task.name: len(task.train) for task in self.tasks},
             "validation_examples": {
                 task.name: {split: len(rows) for split, rows in task.validation.items()} for task in self.tasks

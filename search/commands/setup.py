@@ -48,7 +48,7 @@ def start(options, folder: Path, *handlers: KwargsHandler) -> Accelerator:
             project_dir=str(folder),
             kwargs_handlers=list(handlers),
         )
-    except ValueError as error:  # half precision without a GPU, an unknown tracker
+    except ValueError as error:  # half precision without a GPU
         raise UserError(str(error)) from None
     keep_freed_memory()
     if accelerator.device.type == "cpu" and os.environ.get("ACCELERATE_MIXED_PRECISION"):
