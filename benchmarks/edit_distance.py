@@ -35,11 +35,11 @@ from scipy.stats import spearmanr
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from flexibert import config_from_model_dict  # noqa: E402
-from search.architecture_graph import ArchitectureGraph, Label, Topology, architecture_graph  # noqa: E402
-from search.edit_distance import Architecture, EditDistance  # noqa: E402
-from search.embedding import ArchitectureEmbedding, transformer2vec  # noqa: E402
-from search.hierarchy import levels  # noqa: E402
 from search.recipe import load_recipe  # noqa: E402
+from search.similarity.computational_graph import ArchitectureGraph, Label, Topology, architecture_graph  # noqa: E402
+from search.similarity.edit_distance import Architecture, EditDistance  # noqa: E402
+from search.similarity.transformer2vec import ArchitectureEmbedding, transformer2vec  # noqa: E402
+from search.space.hierarchy import levels  # noqa: E402
 
 
 EDGE_COST = 0.1

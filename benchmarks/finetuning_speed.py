@@ -24,10 +24,10 @@ import transformers
 from transformers import AutoTokenizer, Trainer, default_data_collator
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
-from search.finetuning import FinetuningBudget, build_arguments, finetune, load_model, quiet
+from search.data.tasks import Task, load_tasks
 from search.metrics import compute, primary
-from search.sequence_classification import SequenceClassification
-from search.tasks import Task, load_tasks
+from search.training.finetuning import FinetuningBudget, build_arguments, finetune, load_model, quiet
+from search.training.sequence_classification import SequenceClassification
 
 
 BERT_TINY_LAYER = {

@@ -19,7 +19,7 @@ import torch
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM, LayerSpec
 from flexibert.attention_graph import GRAPHS, canonical, parse_graph
 from search.recipe import load_recipe
-from search.search_space import SearchSpace
+from search.space.search_space import SearchSpace
 
 
 def walk(space: SearchSpace, mutations: int, models: int, seed: int) -> dict:

@@ -27,16 +27,16 @@ from accelerate.utils import set_seed
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM, architecture
 from flexibert.spec import LayerSpec, LinearTransform
-from search.corpus import load_corpus, load_tokenizer, tokenized_blocks
+from search.artifacts.publish import save_checkpoint
 from search.cost import count_parameters, forward_flops
-from search.evaluator import build_config, pretraining_card
+from search.data.corpus import load_corpus, load_tokenizer, tokenized_blocks
+from search.data.tasks import Task, load_tasks
+from search.evaluation.evaluator import build_config, pretraining_card
 from search.files import replace_file
-from search.finetuning import FinetuningBudget, finetune
-from search.memory import keep_freed_memory
 from search.metrics import GLUE_TASKS, average, primary
-from search.pretraining import PretrainingBudget, pretrain
-from search.publish import save_checkpoint
-from search.tasks import Task, load_tasks
+from search.training.finetuning import FinetuningBudget, finetune
+from search.training.memory import keep_freed_memory
+from search.training.pretraining import PretrainingBudget, pretrain
 
 
 FNET_LAYER = LayerSpec(256, (LinearTransform(4, "fourier", source="layer"),), (1024,))

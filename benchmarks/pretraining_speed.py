@@ -30,10 +30,10 @@ from datasets import Dataset
 from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
 from flexibert import convert_transformers_model
-from search.corpus import load_corpus, load_tokenizer, tokenized_blocks
+from search.data.corpus import load_corpus, load_tokenizer, tokenized_blocks
 from search.files import replace_file
-from search.memory import keep_freed_memory
-from search.pretraining import PretrainingBudget, pretrain
+from search.training.memory import keep_freed_memory
+from search.training.pretraining import PretrainingBudget, pretrain
 
 
 SHAPES = {

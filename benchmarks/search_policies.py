@@ -35,10 +35,10 @@ from sklearn.ensemble import RandomForestRegressor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from flexibert.spec import parse_layers  # noqa: E402
-from search.encoding import Encoding  # noqa: E402
+from search.bayesopt.encoding import Encoding  # noqa: E402
 from search.errors import UserError  # noqa: E402
 from search.samplers.boshnas import BoshnasSampler  # noqa: E402
-from search.search_space import Architecture, SearchSpace  # noqa: E402
+from search.space.search_space import Architecture, SearchSpace  # noqa: E402
 
 
 OPERATIONS = {

@@ -39,12 +39,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from flexibert import FlexiBertForMaskedLM  # noqa: E402
 from flexibert.spec import layers_to_dicts  # noqa: E402
-from search.corpus import load_corpus, tokenized_blocks  # noqa: E402
+from search.data.corpus import load_corpus, tokenized_blocks  # noqa: E402
+from search.evaluation.supernet import SuperNetwork, load_supernet, random_member  # noqa: E402
 from search.files import replace_file  # noqa: E402
-from search.pretraining import PretrainingBudget, evaluate, pretrain  # noqa: E402
 from search.samplers import create_sampler  # noqa: E402
-from search.search_space import Architecture, SearchSpace, operation_label  # noqa: E402
-from search.supernet import SuperNetwork, load_supernet, random_member  # noqa: E402
+from search.space.search_space import Architecture, SearchSpace, operation_label  # noqa: E402
+from search.training.pretraining import PretrainingBudget, evaluate, pretrain  # noqa: E402
 
 
 MEMBERS_SEED = 1

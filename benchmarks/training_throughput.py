@@ -2,9 +2,9 @@
 
     python benchmarks/training_throughput.py [--architectures bert-mini bert-base] [--batch-sizes 256 1024] [--compile]
 
-Runs `search.pretraining.pretrain` on random tokens (a vocabulary of 30,522, sequences of 128) under bf16 and prints
-tokens per second and model FLOP utilisation: the model's own floating point operations per second, three times those
-of a forward pass, as a share of what a large bf16 product of matrices reaches here. Each row is the median over
+Runs `search.training.pretraining.pretrain` on random tokens (a vocabulary of 30,522, sequences of 128) under bf16 and
+prints tokens per second and model FLOP utilisation: the model's own floating point operations per second, three times
+those of a forward pass, as a share of what a large bf16 product of matrices reaches here. Each row is the median over
 windows of ten steps, after the first two of them. With `--profile` the costliest kernels of five more steps follow.
 """
 
@@ -20,7 +20,7 @@ from accelerate import Accelerator
 
 from flexibert import FlexiBertForMaskedLM, named_config
 from search.cost import forward_flops, peak_flops_per_second
-from search.pretraining import PretrainingBudget, pretrain
+from search.training.pretraining import PretrainingBudget, pretrain
 
 
 WARM_UP = 2

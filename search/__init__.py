@@ -8,12 +8,12 @@ import importlib
 
 _MODULES = {
     "BoshnasSampler": "samplers.boshnas",
-    "Evaluator": "evaluator",
+    "Evaluator": "evaluation.evaluator",
     "OpNasSampler": "samplers.op_nas",
-    "Search": "study",
-    "SearchSpace": "search_space",
-    "SuperNetwork": "supernet",
-    "Surrogate": "surrogate",
+    "Search": "study.search",
+    "SearchSpace": "space.search_space",
+    "SuperNetwork": "evaluation.supernet",
+    "Surrogate": "bayesopt.surrogate",
     "UserError": "errors",
     "load_recipe": "recipe",
 }

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from .errors import UserError
-from .finetuning import FinetuningBudget
-from .pretraining import PretrainingBudget
-from .search_space import SearchSpace
+from .space.search_space import SearchSpace
+from .training.finetuning import FinetuningBudget
+from .training.pretraining import PretrainingBudget
 
 
 RECIPES = resources.files(__package__) / "recipes"

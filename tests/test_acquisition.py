@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from search.acquisition import log_expected_improvement, uncertainty, upper_confidence_bound
-from search.surrogate import Prediction
+from search.bayesopt.acquisition import log_expected_improvement, uncertainty, upper_confidence_bound
+from search.bayesopt.surrogate import Prediction
 
 
 def prediction(mean, aleatoric=0.0, epistemic=1.0):

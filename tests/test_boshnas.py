@@ -11,11 +11,11 @@ from optuna.testing.pytest_samplers import BasicSamplerTestCase
 from optuna.trial import TrialState
 
 from flexibert.spec import fingerprint
-from search.encoding import Encoding
+from search.bayesopt.attention_encoding import GraphEncoding
+from search.bayesopt.encoding import Encoding
 from search.errors import UserError
-from search.graph_encoding import GraphEncoding
 from search.samplers.boshnas import BoshnasSampler, read_history
-from search.search_space import SearchSpace
+from search.space.search_space import SearchSpace
 
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -58,8 +58,8 @@ def architectures(study, space=SPACE):
 @pytest.fixture(autouse=True)
 def quick_networks(monkeypatch):
     """Less training and climbing of the paper's networks: how good they are is not the question here."""
-    monkeypatch.setattr("search.neural_surrogate.EPOCHS", 20)
-    monkeypatch.setattr("search.gobi.MAX_STEPS", 20)
+    monkeypatch.setattr("search.bayesopt.boshnas_networks.EPOCHS", 20)
+    monkeypatch.setattr("search.bayesopt.gobi.MAX_STEPS", 20)
 
 
 class TestContract(BasicSamplerTestCase):

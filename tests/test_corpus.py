@@ -18,8 +18,8 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
-from search import corpus as corpus_module
-from search.corpus import (
+from search.data import corpus as corpus_module
+from search.data.corpus import (
     Corpus,
     documents,
     load_corpus,
@@ -28,8 +28,8 @@ from search.corpus import (
     tokenized_blocks,
     train_tokenizer,
 )
+from search.data.python_text import python_documents
 from search.errors import UserError
-from search.python_text import python_documents
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,7 +71,7 @@ def test_default_corpus_repeats_no_paragraph_and_does_not_leak(python_corpus):
 
 
 def test_default_corpus_is_the_same_in_another_process():
-    code = "from search.python_text import python_documents; import json; print(json.dumps(python_documents()))"
+    code = "from search.data.python_text import python_documents; import json; print(json.dumps(python_documents()))"
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True)
     assert json.loads(run.stdout) == python_documents()

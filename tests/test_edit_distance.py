@@ -8,9 +8,9 @@ import pytest
 
 from benchmarks.edit_distance import exact_distance, main
 from flexibert import config_from_model_dict, named_config
-from search.architecture_graph import architecture_graph, flexibert2_hash, graph_hash
-from search.edit_distance import EditDistance
 from search.recipe import load_recipe
+from search.similarity.computational_graph import architecture_graph, flexibert2_hash, graph_hash
+from search.similarity.edit_distance import EditDistance
 
 
 PUBLISHED = {

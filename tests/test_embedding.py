@@ -9,11 +9,11 @@ from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 
 from flexibert import named_config
-from search.architecture_graph import architecture_graph
-from search.edit_distance import EditDistance
-from search.embedding import ArchitectureEmbedding, transformer2vec
-from search.encoding import Encoding
+from search.bayesopt.encoding import Encoding
 from search.recipe import load_recipe
+from search.similarity.computational_graph import architecture_graph
+from search.similarity.edit_distance import EditDistance
+from search.similarity.transformer2vec import ArchitectureEmbedding, transformer2vec
 
 
 SPACE = load_recipe("flexibert").space

@@ -23,14 +23,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
-from search import finetuning, finetuning_runs
+from search.data.tasks import Task
 from search.errors import TrainingDiverged, UserError
-from search.finetuning import FinetuningBudget, FinetuningResult, finetune
-from search.finetuning_runs import finetune_tasks, summarize, sweep
 from search.metrics import compute
-from search.question_answering import QuestionAnswering
-from search.tasks import Task
-from search.trainer import FinetuningTrainer
+from search.training import finetuning, finetuning_runs
+from search.training.finetuning import FinetuningBudget, FinetuningResult, finetune
+from search.training.finetuning_runs import finetune_tasks, summarize, sweep
+from search.training.finetuning_trainer import FinetuningTrainer
+from search.training.question_answering import QuestionAnswering
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -241,7 +241,7 @@ def test_questions_are_shortened_so_that_context_fits(tokenizer):
 
 
 def test_spans_do_not_run_backwards_nor_too_far():
-    from search.question_answering import best_spans
+    from search.training.question_answering import best_spans
 
     offsets = [(-1, -1), *((2 * i, 2 * i + 1) for i in range(40))]
     start, end = np.zeros((1, 41)), np.zeros((1, 41))
@@ -309,7 +309,7 @@ def test_encoders_never_see_more_than_the_longest_example(encoder, tokenizer, mo
 
 
 def test_tokenised_data_is_kept_between_calls(encoder, tokenizer):
-    from search.sequence_classification import encode
+    from search.training.sequence_classification import encode
 
     task, budget = regression(), dataclasses.replace(QUICK, max_steps=1)
     finetune(encoder, task, tokenizer, budget)

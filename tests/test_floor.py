@@ -9,10 +9,10 @@ from datasets import Dataset
 from transformers import BertTokenizer
 
 from flexibert import FlexiBertForMaskedLM
-from search.evaluator import build_config
-from search.finetuning import FinetuningBudget, finetune
-from search.pretraining import PretrainingBudget, pretrain
-from search.tasks import Task, load_tasks
+from search.data.tasks import Task, load_tasks
+from search.evaluation.evaluator import build_config
+from search.training.finetuning import FinetuningBudget, finetune
+from search.training.pretraining import PretrainingBudget, pretrain
 
 
 pytestmark = pytest.mark.slow

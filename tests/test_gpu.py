@@ -11,7 +11,7 @@ from accelerate.utils import set_seed
 from conftest import EVERY_OPERATION, SPECS
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
-from search.pretraining import PretrainingBudget, pretrain
+from search.training.pretraining import PretrainingBudget, pretrain
 
 
 pytestmark = pytest.mark.gpu

@@ -15,10 +15,10 @@ from flexibert.attention_graph import GRAPHS, INPUTS, PRIMITIVES, canonical, par
 from flexibert.operations import MixingContext, SearchedAttentionOperation
 from flexibert.zoo import architecture
 from search.errors import UserError
-from search.graph_function import evaluate, function_fingerprint, function_hash
-from search.graph_space import MAX_GROWTH, GraphSpace, growth
 from search.recipe import load_recipe
-from search.search_space import SearchSpace
+from search.space.attention_space import MAX_GROWTH, GraphSpace, growth
+from search.space.functional_hash import evaluate, function_fingerprint, function_hash
+from search.space.search_space import SearchSpace
 
 
 PLAIN = canonical(parse_graph(GRAPHS["scaled-dot-product"]))

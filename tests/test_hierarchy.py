@@ -6,8 +6,8 @@ import optuna
 import pytest
 
 from search.errors import UserError
-from search.hierarchy import best_architectures, interpolate, levels
-from search.search_space import SearchSpace
+from search.space.hierarchy import best_architectures, interpolate, levels
+from search.space.search_space import SearchSpace
 
 
 OPERATIONS = (

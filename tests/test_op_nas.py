@@ -20,7 +20,7 @@ from search.samplers import create_sampler
 from search.samplers.evolution import EvolutionSampler
 from search.samplers.op_nas import OperationPriority, OpNasSampler
 from search.samplers.population import Member, function, read_members
-from search.search_space import SearchSpace
+from search.space.search_space import SearchSpace
 
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -300,7 +300,7 @@ def test_a_known_architecture_can_start_the_search():
 NEW_PROCESS = """
 import json, sys, optuna
 from search.samplers.op_nas import OpNasSampler
-from search.search_space import SearchSpace
+from search.space.search_space import SearchSpace
 space, trials = json.load(sys.stdin)
 space = SearchSpace.from_dict(space)
 study = optuna.create_study(direction="maximize")

@@ -11,9 +11,9 @@ from accelerate.utils import set_seed
 from conftest import SPECS
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
-from search import pretraining
 from search.errors import TrainingDiverged, UserError
-from search.pretraining import (
+from search.training import pretraining
+from search.training.pretraining import (
     IGNORED,
     MaskedLanguageModelling,
     PretrainingBudget,

@@ -19,11 +19,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
-from search import publish
+from search.artifacts import publish
+from search.artifacts.model_card import TEMPLATE
+from search.artifacts.publish import CardFacts, Score, push, save_checkpoint, verify, write_card
 from search.errors import UserError
 from search.files import HOST, replace_file, replace_folder
-from search.model_card import TEMPLATE
-from search.publish import CardFacts, Score, push, save_checkpoint, verify, write_card
 
 
 SCORES = (

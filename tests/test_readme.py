@@ -8,7 +8,7 @@ import pytest
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 from search.cli import build_parser
-from search.corpus import load_corpus, load_tokenizer
+from search.data.corpus import load_corpus, load_tokenizer
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 
 from flexibert.spec import fingerprint, parse_layers
-from search import describe, plots
+from search.artifacts import describe, plots
+from search.artifacts.report import summarise, write_report
 from search.errors import UserError
-from search.report import summarise, write_report
-from search.results import front, pareto_mask, read_results
+from search.study.results import front, pareto_mask, read_results
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")  # set_metric_names

@@ -18,8 +18,8 @@ from conftest import SPECS
 from safetensors.torch import load_file
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
-from search import pretraining
-from search.pretraining import PretrainingBudget, pretrain
+from search.training import pretraining
+from search.training.pretraining import PretrainingBudget, pretrain
 
 
 ROOT = Path(__file__).resolve().parents[1]

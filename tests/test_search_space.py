@@ -7,7 +7,7 @@ import pytest
 
 from flexibert.spec import parse_layers
 from search.errors import UserError
-from search.search_space import SearchSpace, operation_label
+from search.space.search_space import SearchSpace, operation_label
 
 
 OPERATIONS = [

@@ -17,13 +17,13 @@ from accelerate import Accelerator
 from optuna.trial import TrialState
 
 from flexibert.spec import fingerprint, parse_layers
+from search.artifacts.report import write_report
 from search.errors import TrainingDiverged, UserError
-from search.hierarchy import interpolate, levels
 from search.progress import RunProgress
-from search.report import write_report
 from search.samplers import SAMPLERS, create_sampler
-from search.search_space import SearchSpace
-from search.study import Search, best_trial, finished, open_study, retry_interrupted
+from search.space.hierarchy import interpolate, levels
+from search.space.search_space import SearchSpace
+from search.study.search import Search, best_trial, finished, open_study, retry_interrupted
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -412,6 +412,6 @@ def test_running_trials_of_living_workers_are_left_alone(tmp_path):
 
 
 def search_worker():
-    from search.study import this_worker
+    from search.study.search import this_worker
 
     return this_worker()

@@ -10,8 +10,8 @@ import torch
 
 from flexibert.spec import layers_to_dicts
 from search.errors import UserError
-from search.search_space import SearchSpace, operation_label
-from search.supernet import SuperNetwork, load_supernet, random_member, save_supernet
+from search.evaluation.supernet import SuperNetwork, load_supernet, random_member, save_supernet
+from search.space.search_space import SearchSpace, operation_label
 
 
 KERNELS = [{"op": "lightweight_convolution", "kernel_size": size} for size in (3, 9, 65)]

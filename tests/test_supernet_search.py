@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 from flexibert import FlexiBertForMaskedLM
 from flexibert.attention_graph import GRAPHS, parse_graph
 from search.cli import main
-from search.pretraining import PretrainingBudget, pretrain
+from search.evaluation.supernet import SuperNetwork, load_supernet, random_member
+from search.evaluation.supernet_evaluator import WRITERS, writers
 from search.progress import RunProgress
-from search.search_space import SearchSpace
-from search.study import Search, finished, open_study
-from search.supernet import SuperNetwork, load_supernet, random_member
-from search.supernet_evaluator import WRITERS, writers
+from search.space.search_space import SearchSpace
+from search.study.search import Search, finished, open_study
+from search.training.pretraining import PretrainingBudget, pretrain
 
 
 ROOT = Path(__file__).resolve().parent.parent

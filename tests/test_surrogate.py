@@ -8,11 +8,11 @@ import torch
 from scipy.stats import kendalltau
 
 from benchmarks.search_policies import read_table
-from search.encoding import Encoding
-from search.gobi import climb
-from search.neural_surrogate import BoshnasNetworks, gaussian_relu, gaussian_sigmoid
-from search.search_space import SearchSpace
-from search.surrogate import GaussianProcess, RobustScale
+from search.bayesopt.boshnas_networks import BoshnasNetworks, gaussian_relu, gaussian_sigmoid
+from search.bayesopt.encoding import Encoding
+from search.bayesopt.gobi import climb
+from search.bayesopt.surrogate import GaussianProcess, RobustScale
+from search.space.search_space import SearchSpace
 
 
 OPERATIONS = (

@@ -10,11 +10,11 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from search.corpus import Corpus, load_corpus, quiet
+from search.data.corpus import Corpus, load_corpus, quiet
+from search.data.synthetic_tasks import SELF_MADE_TASKS
+from search.data.tasks import GLUE_COLUMNS, GLUE_LABELS, load_tasks
 from search.errors import UserError
 from search.metrics import GLUE_TASKS
-from search.self_made_tasks import SELF_MADE_TASKS
-from search.tasks import GLUE_COLUMNS, GLUE_LABELS, load_tasks
 
 
 NO_CORPUS = None

@@ -5,7 +5,7 @@ import torch
 from conftest import layer, op
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
-from search.weight_transfer import overlap, transfer
+from search.evaluation.weight_transfer import overlap, transfer
 
 
 ATTENTION, COSINE = op("self_attention", 2), op("linear_transform", 2, transform="cosine")

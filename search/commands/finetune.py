@@ -5,14 +5,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..corpus import load_corpus, load_tokenizer
+from ..data.corpus import load_corpus, load_tokenizer
+from ..data.tasks import load_tasks
 from ..errors import UserError
 from ..files import replace_file, reported
-from ..finetuning import FinetuningBudget, FinetuningResult
-from ..finetuning_runs import finetune_tasks, summarize
 from ..metrics import RULES, average
-from ..tasks import load_tasks
-from .setup import start
+from ..training.finetuning import FinetuningBudget, FinetuningResult
+from ..training.finetuning_runs import finetune_tasks, summarize
+from .common import start
 
 
 def main(options) -> None:

@@ -3,10 +3,10 @@
 from flexibert import architecture, list_architectures
 from flexibert.spec import OPERATIONS
 
+from ..data.synthetic_tasks import SELF_MADE_TASKS
 from ..metrics import GLUE_TASKS
 from ..recipe import list_recipes
 from ..samplers import SAMPLERS
-from ..self_made_tasks import SELF_MADE_TASKS
 
 
 def main(options) -> None:

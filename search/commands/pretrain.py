@@ -11,15 +11,15 @@ from accelerate.utils import set_seed
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM, named_config
 from flexibert.spec import parse_layers
 
+from ..artifacts.publish import save_checkpoint
 from ..cost import count_parameters, forward_flops, peak_flops_per_second
 from ..errors import UserError
-from ..evaluator import build_config, pretraining_card
+from ..evaluation.evaluator import build_config, pretraining_card
 from ..files import check_place
-from ..pretraining import pretrain
 from ..progress import RunProgress, duration
-from ..publish import save_checkpoint
 from ..recipe import load_recipe
-from .setup import load_data, override, start, training_display
+from ..training.pretraining import pretrain
+from .common import load_data, override, start, training_display
 
 
 def main(options) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..publish import push
+from ..artifacts.publish import push
 
 
 def main(options) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import optuna
 
+from ..artifacts.report import summarise, write_report
 from ..errors import UserError
 from ..files import replace_file, reported
-from ..report import summarise, write_report
-from ..study import open_storage
+from ..study.search import open_storage
 
 
 def main(options) -> None:

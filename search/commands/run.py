@@ -13,25 +13,25 @@ from filelock import FileLock
 
 from flexibert.spec import parse_layers
 
+from ..artifacts.describe import head_group
+from ..artifacts.report import summarise, write_report
 from ..cost import count_parameters
-from ..describe import head_group
+from ..data.synthetic_tasks import SELF_MADE_TASKS
+from ..data.tasks import load_tasks
 from ..errors import UserError
-from ..evaluator import LATENCY, SCORE, Evaluator
+from ..evaluation.evaluator import LATENCY, SCORE, Evaluator
+from ..evaluation.supernet import weights_digest
+from ..evaluation.supernet_evaluator import SuperNetworkEvaluator
 from ..files import replace_file, replace_folder
-from ..hierarchy import levels
 from ..metrics import GLUE_TASKS
 from ..progress import RunProgress, duration
 from ..recipe import Recipe, load_recipe
-from ..report import summarise, write_report
 from ..samplers import Feasible, create_sampler
 from ..samplers.population import PopulationSampler
-from ..search_space import Architecture
-from ..self_made_tasks import SELF_MADE_TASKS
-from ..study import Search, best_trial, finished, open_study, this_worker, trial_folder
-from ..supernet import weights_digest
-from ..supernet_evaluator import SuperNetworkEvaluator
-from ..tasks import load_tasks
-from .setup import interpreter, load_data, override, start
+from ..space.hierarchy import levels
+from ..space.search_space import Architecture
+from ..study.search import Search, best_trial, finished, open_study, this_worker, trial_folder
+from .common import interpreter, load_data, override, start
 
 
 def main(options) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from ..errors import UserError
-from ..evaluator import model_fields
+from ..evaluation.evaluator import model_fields
+from ..evaluation.supernet import DESCRIPTION, SuperNetwork, random_member, save_supernet
 from ..files import check_place
-from ..pretraining import pretrain
 from ..progress import RunProgress, duration
 from ..recipe import load_recipe
-from ..supernet import DESCRIPTION, SuperNetwork, random_member, save_supernet
-from .setup import interpreter, load_data, override, start, training_display
+from ..training.pretraining import pretrain
+from .common import interpreter, load_data, override, start, training_display
 
 
 def main(options) -> None:

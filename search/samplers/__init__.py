@@ -13,7 +13,7 @@ import optuna
 from optuna.samplers import BaseSampler
 
 from ..errors import UserError
-from ..search_space import Architecture, SearchSpace
+from ..space.search_space import Architecture, SearchSpace
 from .boshnas import BoshnasSampler
 from .evolution import EvolutionSampler
 from .op_nas import OpNasSampler

@@ -23,8 +23,8 @@ Not tested apart from the rest:
 - No uncertainty and diversity sampling: the acquisition explores by itself.
 - Trials that still run count as if they had ended as predicted, so that parallel workers spread out, and trials that
   failed as worse than all others.
-- Searched graphs, which are seen by their primitives and inputs (`graph_encoding.py`), and hierarchical search around
-  this sampler (`hierarchical.py`).
+- Searched graphs, which are seen by their primitives and inputs (`attention_encoding.py`), and hierarchical search
+  around this sampler (`hierarchical.py`).
 
 Not tried: first trials that fill the space by design (Sobol, Latin hypercube), ensembles of networks.
 
@@ -46,13 +46,13 @@ from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from ..acquisition import log_expected_improvement, upper_confidence_bound
-from ..candidates import Candidates
-from ..encoding import Encoding
+from ..bayesopt.acquisition import log_expected_improvement, upper_confidence_bound
+from ..bayesopt.attention_encoding import GraphEncoding
+from ..bayesopt.candidates import Candidates
+from ..bayesopt.encoding import Encoding
+from ..bayesopt.surrogate import GaussianProcess, Prediction, RobustScale
 from ..errors import UserError
-from ..graph_encoding import GraphEncoding
-from ..search_space import Architecture, SearchSpace
-from ..surrogate import GaussianProcess, Prediction, RobustScale
+from ..space.search_space import Architecture, SearchSpace
 from . import boshnas_paper
 
 

@@ -1,7 +1,7 @@
 """BOSHNAS with the settings of the paper and its code (FlexiBERT, arXiv 2205.11656, Section 3.3, Algorithm 1).
 
 Constants and formulas are the original ones, and architectures are points of Transformer2vec, its inductive form.
-Differences: see `neural_surrogate.py`; a library of random members of the space stands for the enumerated one, which
+Differences: see `boshnas_networks.py`; a library of random members of the space stands for the enumerated one, which
 large spaces do not allow; points are standardised; scores are scaled to between 0 and 1 by the worst and best so far
 instead of the initial ones; aleatoric uncertainty always counts in the bound, as in the paper's formula (the code adds
 it after convergence, for queries of known architectures); convergence ends a search by its option `patience`.
@@ -12,10 +12,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ..acquisition import uncertainty, upper_confidence_bound
-from ..candidates import Candidates
-from ..gobi import climb
-from ..neural_surrogate import BoshnasNetworks
+from ..bayesopt.acquisition import uncertainty, upper_confidence_bound
+from ..bayesopt.boshnas_networks import BoshnasNetworks
+from ..bayesopt.candidates import Candidates
+from ..bayesopt.gobi import climb
 
 
 INITIAL_TRIALS = 10

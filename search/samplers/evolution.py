@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..search_space import Architecture, SearchSpace
+from ..space.search_space import Architecture, SearchSpace
 from .population import Member, PopulationSampler, Values, check_flag, check_number, ranking
 
 

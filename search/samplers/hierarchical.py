@@ -15,8 +15,8 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import UserError
-from ..hierarchy import best_architectures, interpolate, levels
-from ..search_space import Architecture, SearchSpace
+from ..space.hierarchy import best_architectures, interpolate, levels
+from ..space.search_space import Architecture, SearchSpace
 
 
 MAX_TRIES = 100

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..search_space import Architecture, SearchSpace, Value
+from ..space.search_space import Architecture, SearchSpace, Value
 from .population import Member, PopulationSampler, Values, check_flag, check_number, ranking
 
 

@@ -16,8 +16,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import UserError
-from ..graph_function import function_hash
-from ..search_space import Architecture, SearchSpace, Value
+from ..space.functional_hash import function_hash
+from ..space.search_space import Architecture, SearchSpace, Value
 
 
 Values = Mapping[str, Value]

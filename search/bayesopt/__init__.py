@@ -1,0 +1,1 @@
+"""Bayesian optimisation, the mathematics: encodings, surrogates, acquisition functions."""

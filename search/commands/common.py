@@ -1,0 +1,135 @@
+"""What the commands share: processes and devices, options over recipes, data, trackers."""
+
+import dataclasses
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import optuna
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import KwargsHandler
+from transformers import PreTrainedTokenizerBase
+
+from ..data.corpus import Corpus, load_corpus, load_tokenizer, tokenized_blocks
+from ..errors import UserError
+from ..progress import RunProgress
+from ..recipe import Recipe
+from ..training.memory import keep_freed_memory
+from ..training.pretraining import PretrainingBudget
+
+
+def start(options, folder: Path, *handlers: KwargsHandler) -> Accelerator:
+    """Silences libraries, sets up processes and devices, and makes sure that the folder can be written."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    trackers = getattr(options, "report_to", ())
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    for tracker in trackers:
+        if tracker not in installed:
+            raise UserError(
+                f"--report-to: {tracker} is not there, installed is {', '.join(installed) or 'no tracker'}"
+            )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=options.precision,
+            log_with=list(trackers) or None,
+            project_dir=str(folder),
+            kwargs_handlers=list(handlers),
+        )
+    except ValueError as error:  # half precision without a GPU
+        raise UserError(str(error)) from None
+    keep_freed_memory()
+    if accelerator.device.type == "cpu" and os.environ.get("ACCELERATE_MIXED_PRECISION"):
+        # `accelerate launch` (1.15) leaves a CPU process one thread, however many cores there are.
+        torch.set_num_threads(max(1, usable_cores() // accelerator.num_processes))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+    return accelerator
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def override(recipe: Recipe, options) -> Recipe:
+    """The recipe with what the user gave on the command line."""
+    given = vars(options)
+    changes = {f.name: given[f.name] for f in dataclasses.fields(Recipe) if f.name in given and f.name != "sampler"}
+    if "sampler" in given:
+        same = given["sampler"] == recipe.sampler["name"]
+        changes["sampler"] = recipe.sampler if same else {"name": given["sampler"]}
+    pretraining = {
+        name: given[name] for name in ("steps", "batch_size", "sequence_length", "learning_rate") if name in given
+    }
+    changes["pretraining"] = dataclasses.replace(recipe.pretraining, **pretraining)
+    if "epochs" in given:
+        changes["finetuning"] = dataclasses.replace(recipe.finetuning, epochs=given["epochs"], max_steps=-1)
+    return dataclasses.replace(recipe, **changes)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The text of a run, ready for training: blocks are (N, L) token ids."""
+
+    corpus: Corpus
+    tokenizer: PreTrainedTokenizerBase
+    blocks: np.ndarray
+    validation_blocks: np.ndarray
+
+
+def load_data(recipe: Recipe, options, accelerator: Accelerator, progress: RunProgress, runs: Path) -> Data:
+    """Loads text and tokenizer, first on the main process, which fills the caches, then on the others."""
+    cache = runs / ".cache"
+    length = recipe.pretraining.sequence_length
+    with accelerator.main_process_first():
+        corpus = load_corpus(recipe.corpus, recipe.corpus_config, options.text_column)
+        tokenizer = load_tokenizer(recipe.tokenizer, corpus, cache, recipe.vocab_size)
+        blocks = tokenized_blocks(corpus.train, tokenizer, length, cache)
+        validation_blocks = tokenized_blocks(corpus.validation, tokenizer, length, cache)
+    progress.say(f"{corpus.name}: {blocks.size:,} tokens to train on, vocabulary of {len(tokenizer):,}")
+    return Data(corpus, tokenizer, blocks, validation_blocks)
+
+
+def training_display(
+    progress: RunProgress,
+    accelerator: Accelerator,
+    options,
+    name: str,
+    budget: PretrainingBudget,
+    label: Callable[[float], str],
+) -> Callable[[int, float, float], None]:
+    """Shows steps done, loss in nats, tokens per second (`label` takes them) and time left, and tells the trackers."""
+    if options.report_to:
+        accelerator.init_trackers(name, config=dataclasses.asdict(budget))
+
+    def show(done: int, loss: float, rate: float) -> None:
+        tokens_left = (budget.steps - done) * budget.batch_size * budget.sequence_length
+        progress.update(label(rate), done, budget.steps, loss, rate, tokens_left / rate)
+        if options.report_to:
+            accelerator.log({"loss_nats": loss, "tokens_per_second": rate}, step=done)
+
+    return show
+
+
+def interpreter() -> str:
+    """What to type to get this Python."""
+    if shutil.which("python") and Path(shutil.which("python")).resolve() == Path(sys.executable).resolve():
+        return "python"
+    return os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else sys.executable

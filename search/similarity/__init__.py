@@ -1,0 +1,1 @@
+"""How alike two encoders are: edit distances and embeddings of their computational graphs."""

@@ -1,0 +1,88 @@
+"""Hierarchical search: ever finer spaces between the best architectures of the coarser ones (FlexiBERT, Section 3.3).
+
+Level by level, stacks of two equal layers become single layers, then hidden feed-forward layers of one layer may
+differ in width, then heads of one layer in operation (FlexiBERT 2). A level does not search its space at large but
+interpolates: whatever stands at a place in one of the best architectures of the levels before may stand there, in all
+combinations. `samplers/hierarchical.py` searches so.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+
+from ..errors import UserError
+from .search_space import Architecture, SearchSpace, Value
+
+
+TOP_ARCHITECTURES = 5
+"""Best architectures between which the next level interpolates, as in the public code."""
+
+
+def levels(space: SearchSpace) -> list[SearchSpace]:
+    """The levels that lead to `space`, coarsest first; `space` itself is the last. Levels that restrict nothing are
+    left out: homogeneous feed-forwards and heads are one level where `space` has no mixed ones.
+
+    Raises:
+        UserError: The space is restricted, has searched graphs, or has no even depth, so that layers cannot be stacked
+            in pairs.
+    """
+    if space.graph_space is not None:
+        raise UserError("hierarchy: the space has searched graphs, which have no coarser levels")
+    if space.restrictions:
+        raise UserError("hierarchy: expected a space without restrictions")
+    finest = [dataclasses.replace(space, mixed_feed_forward=False, mixed_heads=False)]
+    if space.mixed_feed_forward:
+        finest.append(dataclasses.replace(space, mixed_heads=False))
+    if space.mixed_heads:
+        finest.append(space)
+    if space.layers_per_stack > 1:
+        return finest
+    paired = tuple(depth for depth in space.num_layers if depth % 2 == 0)
+    if not paired:
+        raise UserError(f"hierarchy: no depth of {list(space.num_layers)} is even, layers cannot be stacked in pairs")
+    return [dataclasses.replace(finest[0], num_layers=paired, layers_per_stack=2), *finest]
+
+
+def best_architectures(
+    trials: Iterable[FrozenTrial], space: SearchSpace, direction: StudyDirection, count: int = TOP_ARCHITECTURES
+) -> list[Architecture]:
+    """The best different architectures of finished trials, by their first value, best first."""
+    sign = -1 if direction == StudyDirection.MAXIMIZE else 1
+    ranked = sorted(trials, key=lambda trial: (sign * trial.values[0], trial.number))
+    return list(dict.fromkeys(space.build(trial.params) for trial in ranked))[:count]
+
+
+def interpolate(space: SearchSpace, architectures: Sequence[Architecture]) -> SearchSpace:
+    """The part of a space between architectures: what one of them has at a place may be at that place.
+
+    Mixed heads of a layer share what any head of that layer has in one of them, and so do mixed feed-forward layers. A
+    layer beyond the depth of an architecture takes nothing from it, as the original extends the shorter one by the
+    tail of the longer. The original interpolates between pairs; here all architectures contribute at once, which
+    includes every pair.
+
+    Args:
+        space: The finer level.
+        architectures: Best ones of the coarser level.
+
+    Raises:
+        UserError: There is no architecture, or one is not in the space.
+    """
+    if not architectures:
+        raise UserError("hierarchy: the level before has no finished architecture to interpolate between")
+    seen: dict[str, set[Value]] = {}
+    for layers in architectures:
+        try:
+            values = space.parameters(layers)
+        except ValueError as error:
+            raise UserError(f"hierarchy: {error}") from None
+        for name in space.active(values):
+            seen.setdefault(_place(name), set()).add(values[name])
+    return space.restrict({name: list(seen[_place(name)]) for name in space.choices if _place(name) in seen})
+
+
+def _place(name: str) -> str:
+    """`layer0.head3` -> `layer0.head`: mixed parts of one layer are one place."""
+    unit, _, part = name.partition(".")
+    return f"{unit}.{part.rstrip('0123456789')}" if part else unit

@@ -1,0 +1,1 @@
+"""The study and its trials: asking, evaluating, telling, and recovering what was interrupted."""

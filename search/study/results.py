@@ -1,0 +1,221 @@
+"""What a study found, as data: its results, the best ones, the Pareto front, and a summary for JSON.
+
+A completed trial carries its score as its first value and, as user attributes, "layers" (the layers as plain data),
+"fingerprint", "metrics" (a flat dictionary with units in the names) and possibly "duplicate_of" (the number of the
+trial that it repeats; such trials are left out), "prediction" ({"mean", "standard_deviation"}: what the sampler
+believed about the score before the trial) and "level" (of a hierarchical search, from 1). A failed trial may say why
+in "failure".
+"""
+
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from flexibert.spec import LayerSpec, layers_to_dicts, parse_layers
+
+from ..errors import UserError
+
+
+COSTS = ("parameters", "latency_ms")
+"""Metrics that the score is set against, where they were measured."""
+
+STATES = {"complete": "completed", "fail": "failed", "pruned": "pruned", "running": "running", "waiting": "waiting"}
+PACKAGES = ("flexibert", "torch", "transformers", "optuna", "datasets", "accelerate", "huggingface-hub")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A completed trial with finite values that repeats no other one."""
+
+    number: int
+    values: tuple[float, ...]
+    layers: tuple[LayerSpec, ...]
+    fingerprint: str
+    metrics: dict[str, float]
+    prediction: dict[str, float] | None
+    level: int | None
+
+    @property
+    def score(self) -> float:
+        return self.values[0]
+
+
+def read_results(study: optuna.Study) -> list[Result]:
+    """The trials that count, in the order of their numbers.
+
+    Raises:
+        UserError: If one holds no architecture, so that the study is none of this package's.
+    """
+    trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    return [_result(trial) for trial in trials if _problem(trial) is None]
+
+
+def problems(study: optuna.Study) -> list[tuple[int, str]]:
+    """Number and reason of each trial that failed or does not count."""
+    trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.FAIL])
+    return [(trial.number, problem) for trial in trials if (problem := _problem(trial)) is not None]
+
+
+def count_trials(study: optuna.Study) -> dict[str, int]:
+    """Trials by what became of them; those that repeat another are counted apart from the completed ones."""
+    counts = dict.fromkeys([*STATES.values(), "repeated"], 0)
+    for trial in study.get_trials(deepcopy=False):
+        counts["repeated" if "duplicate_of" in trial.user_attrs else STATES[trial.state.name.lower()]] += 1
+    return counts
+
+
+def objective_names(study: optuna.Study) -> list[str]:
+    """Names of the study's values, the score first: as set in the study, else score_percent, objective_2, ..."""
+    others = range(2, len(study.directions) + 1)
+    return study.metric_names or ["score_percent", *(f"objective_{index}" for index in others)]
+
+
+def score_sign(study: optuna.Study) -> int:
+    """1 where more score is better, -1 where less is."""
+    return 1 if study.directions[0] == StudyDirection.MAXIMIZE else -1
+
+
+def scores(results: Sequence[Result]) -> np.ndarray:
+    """(N,)"""
+    return np.array([result.score for result in results])
+
+
+def metric(results: Sequence[Result], name: str) -> np.ndarray:
+    """A metric of every result, (N,), NaN where it was not measured."""
+    return np.array([result.metrics.get(name, math.nan) for result in results], dtype=float)
+
+
+def ranked(study: optuna.Study, results: Sequence[Result]) -> list[Result]:
+    """Best score first; of equal ones the earlier trial."""
+    return sorted(results, key=lambda result: (-score_sign(study) * result.score, result.number))
+
+
+def front(study: optuna.Study, results: Sequence[Result]) -> list[Result]:
+    """The results that no other one beats, best score first.
+
+    With several objectives that is Optuna's front over them; with one, the front of score and parameters.
+    """
+    if len(study.directions) > 1:
+        numbers = {trial.number for trial in study.best_trials}
+    else:
+        mask = pareto_mask(score_sign(study) * scores(results), metric(results, "parameters"))
+        numbers = {result.number for result, on_front in zip(results, mask) if on_front}
+    return ranked(study, [result for result in results if result.number in numbers])
+
+
+def pareto_mask(scores: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    """Which points no other one beats in both, more score and less cost; points without a finite cost are left out.
+
+    Args:
+        scores: (N,), more is better.
+        costs: (N,), less is better.
+
+    Returns:
+        (N,) bool. Of equal points the first is on the front.
+    """
+    mask = np.zeros(len(scores), dtype=bool)
+    best = -np.inf
+    for index in np.lexsort((-scores, costs)):
+        if np.isfinite(costs[index]) and scores[index] > best:
+            mask[index], best = True, scores[index]
+    return mask
+
+
+def summarise(study: optuna.Study) -> dict[str, Any]:
+    """The study as plain JSON data: best trial, Pareto front, counts of trials, and what it ran on."""
+    results = read_results(study)
+    best = ranked(study, results)[0] if results else None
+    return {
+        "study": study.study_name,
+        "objectives": objective_names(study),
+        "trials": count_trials(study),
+        "best": best and {**_plain(best, study), "metrics": _finite(best.metrics)},
+        "front": [_plain(result, study) for result in front(study, results)],
+        "environment": environment(),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Versions of the packages, commit of the checkout that the code is run from (None outside of one), and device."""
+    return {
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in PACKAGES},
+        "git_commit": _git_commit(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})",
+        "cpu_threads": torch.get_num_threads(),
+    }
+
+
+def _problem(trial: FrozenTrial) -> str | None:
+    """Why a finished trial does not count, or None."""
+    if trial.state == TrialState.FAIL:
+        return trial.user_attrs.get("failure", "failed without a reason; perhaps the process was killed")
+    if "duplicate_of" in trial.user_attrs:
+        return f"repeats trial {trial.user_attrs['duplicate_of']}"
+    if not all(math.isfinite(value) for value in trial.values):
+        return f"value {', '.join(map(str, trial.values))} is not finite"
+    return None
+
+
+def _result(trial: FrozenTrial) -> Result:
+    attributes = trial.user_attrs
+    if "layers" not in attributes or "fingerprint" not in attributes:
+        raise UserError(f"trial {trial.number} of the study holds no architecture, so it was no search of flexibert")
+    prediction = attributes.get("prediction")
+    if prediction is not None and not all(math.isfinite(value) for value in prediction.values()):
+        prediction = None
+    return Result(
+        number=trial.number,
+        values=tuple(trial.values),
+        layers=parse_layers(attributes["layers"]),
+        fingerprint=attributes["fingerprint"],
+        metrics=attributes.get("metrics", {}),
+        prediction=prediction,
+        level=attributes.get("level"),
+    )
+
+
+def _plain(result: Result, study: optuna.Study) -> dict[str, Any]:
+    """A result as JSON data, with the objectives under their names."""
+    costs = {name: result.metrics[name] for name in COSTS if name in result.metrics}
+    return {
+        "number": result.number,
+        "fingerprint": result.fingerprint,
+        **_finite({**costs, **dict(zip(objective_names(study), result.values))}),
+        "layers": layers_to_dicts(result.layers),
+    }
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float | None]:
+    """JSON knows no NaN and no infinity."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from a checkout without installing it
+        return None
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", os.fspath(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,371 @@
+"""The search itself: an Optuna study, and the loop that asks, evaluates and tells.
+
+The study is the only state. Its trials live in the run folder's SQLite file or in any Optuna storage that several
+workers share; whoever starts the same command again goes on where the study stands. Within a trial all processes of an
+`accelerate launch` train together: the main one talks to the study, the others follow its broadcasts.
+"""
+
+import math
+import os
+import random
+import socket
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import sqlalchemy
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.trial import FrozenTrial, TrialState
+
+from flexibert.spec import fingerprint, layers_to_dicts, parse_layers
+
+from ..errors import TrainingDiverged, UserError
+from ..progress import RunProgress
+from ..samplers import Feasible, create_sampler
+from ..samplers.hierarchical import HierarchicalSampler
+from ..space.functional_hash import function_fingerprint
+from ..space.search_space import Architecture, SearchSpace
+
+
+MAX_FAILURES = 5
+MAX_REPEATS = 20
+
+Evaluate = Callable[[Architecture, Path, Path | None], dict[str, float]]
+"""Trains an architecture, leaves its checkpoint in the folder and returns metrics with units in their names. The third
+argument is the checkpoint to start from, if any."""
+
+FindSource = Callable[[Architecture, Sequence[tuple[Architecture, Path]]], Path | None]
+"""Chooses, among trained architectures and their checkpoints, the one to start from."""
+
+
+def open_study(url: str, name: str, identity: Mapping[str, Any], directions: Mapping[str, str]) -> optuna.Study:
+    """Creates a study or continues the one of this name.
+
+    Args:
+        url: Storage, any that Optuna's RDBStorage takes (`sqlite:///...`, `postgresql://...`).
+        identity: What may not change while a study grows (space, objective, budgets); plain JSON.
+        directions: Metric -> "maximize" or "minimize", one per objective.
+
+    Raises:
+        UserError: The storage does not answer, or holds a study of this name with another identity.
+    """
+    storage = open_storage(url)
+    try:
+        study = optuna.create_study(study_name=name, storage=storage, directions=list(directions.values()))
+    except optuna.exceptions.DuplicatedStudyError:
+        study = optuna.load_study(study_name=name, storage=storage)
+        stored = _stored_identity(study)
+        changed = [key for key in identity if stored.get(key) != identity[key]]
+        if not changed:
+            return study
+        if stored or study.get_trials(deepcopy=False):
+            raise UserError(
+                f"run {name!r} exists with another {', '.join(changed)}; "
+                "give the same options to continue it, or another --name"
+            ) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(list(directions))
+    study.set_user_attr("identity", dict(identity))
+    return study
+
+
+def _stored_identity(study: optuna.Study) -> dict[str, Any]:
+    """The identity of a study; empty where whoever created it was killed before it came to that."""
+    for _ in range(20):
+        stored = study.user_attrs.get("identity")
+        if stored is not None or study.get_trials(deepcopy=False):
+            return stored or {}
+        time.sleep(0.1)  # another worker may have created it just now
+    return {}
+
+
+def open_storage(url: str, retries: int = 3) -> RDBStorage:
+    """Connects to a storage whose workers are noticed when they die; UserError where it does not answer."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            storage = RDBStorage(
+                url,
+                engine_kwargs={"connect_args": {"connect_timeout": 10}} if url.startswith("postgresql") else None,
+                heartbeat_interval=60,
+                grace_period=180,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
+            )
+    except Exception as error:  # sqlalchemy, its driver, or Optuna, each with classes of its own
+        if retries and ("already exists" in str(error) or isinstance(error, sqlalchemy.exc.IntegrityError)):
+            return open_storage(url, retries - 1)  # another worker has made the tables just now
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"storage {url} does not answer: {reason}") from None
+    if storage.engine.dialect.name == "sqlite":
+        # By default SQLite waits for the disk after each of the dozens of values of a trial, a second in all. With a
+        # write-ahead log a killed process loses nothing either; only a power cut may cost the last trial.
+        sqlalchemy.event.listen(storage.engine, "connect", _do_not_wait_for_the_disk)
+        storage.engine.dispose()
+    return storage
+
+
+def _do_not_wait_for_the_disk(connection, _) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that trained an architecture, without repetitions of known ones."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return [trial for trial in trials if "duplicate_of" not in trial.user_attrs]
+
+
+def diverged(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials whose training failed, in contrast to those that were interrupted."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    return [trial for trial in trials if "failure" in trial.user_attrs]
+
+
+def best_trial(study: optuna.Study) -> FrozenTrial | None:
+    """The finished trial with the highest score; the first objective is the score."""
+    return max(finished(study), key=lambda trial: trial.values[0], default=None)
+
+
+def trial_folder(run: Path, number: int, name: str) -> Path:
+    """Where a run keeps the checkpoint of a trial with this architecture fingerprint."""
+    return run / "trials" / f"{number:04d}-{name}"
+
+
+def this_worker() -> dict[str, Any]:
+    """Identity of this process among all that ever worked on a study."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+
+
+def is_gone(worker: Mapping[str, Any]) -> bool:
+    """Whether a worker of this machine no longer runs; of other machines only their heartbeat tells."""
+    if worker.get("host") != socket.gethostname():
+        return False
+    try:
+        # When a process seems to have started follows the clock, which is corrected now and then.
+        return abs(psutil.Process(worker["pid"]).create_time() - worker["started"]) > 5
+    except psutil.NoSuchProcess:
+        return True
+
+
+def retry_interrupted(study: optuna.Study) -> int:
+    """Enqueues again what workers of this machine were killed in; returns how many trials."""
+    count = 0
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if is_gone(trial.user_attrs.get("worker", {})):
+            try:
+                study.tell(trial.number, state=TrialState.FAIL)
+            except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+                continue  # another worker that starts now was faster
+            enqueue_again(study, trial.number)
+            count += 1
+    return count
+
+
+def enqueue_again(study: optuna.Study, number: int) -> None:
+    """Makes the architecture of a trial that was interrupted the next to be tried."""
+    trial = study.get_trials(deepcopy=False)[number]  # a running trial itself does not know what the sampler noted
+    level = {name: value for name, value in trial.user_attrs.items() if name == "level"}
+    study.enqueue_trial(trial.params, user_attrs=level)
+
+
+class Search:
+    """One worker of a search.
+
+    Args:
+        study: As `open_study` returns it; None on processes that are not the main one.
+        space: What is searched.
+        sampler: Name and options, see `samplers.create_sampler`.
+        evaluate: Trains one architecture; called on all processes.
+        objectives: Names of the metrics that are the trial's values, as many as the study has directions.
+        folder: Of the run.
+        seed: Of the sampler.
+        feasible: Which architectures keep within the limits of the search; others are passed over.
+        find_source: Chooses the trained encoder that a candidate starts from; none does where it is None.
+        after_trial: Called on the main process after every trial that trained an architecture.
+        hierarchy: Whether to search level by level, see `HierarchicalSampler`.
+        patience: Ends the search when so many trials in a row brought no better score.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study | None,
+        space: SearchSpace,
+        sampler: Mapping[str, Any],
+        evaluate: Evaluate,
+        objectives: tuple[str, ...],
+        folder: Path,
+        seed: int,
+        accelerator: Accelerator,
+        progress: RunProgress,
+        feasible: Feasible | None = None,
+        find_source: FindSource | None = None,
+        after_trial: Callable[[], None] | None = None,
+        hierarchy: bool = False,
+        patience: int | None = None,
+    ):
+        self.study = study
+        self.space = space
+        self.sampler = sampler
+        self.evaluate = evaluate
+        self.objectives = objectives
+        self.folder = folder
+        self.seed = seed
+        self.accelerator = accelerator
+        self.progress = progress
+        self.feasible = feasible
+        self.find_source = find_source
+        self.after_trial = after_trial
+        self.hierarchy = hierarchy
+        self.patience = patience
+
+    def run(self, trials: int) -> None:
+        """Works until the study has so many finished trials, its own and other workers' together."""
+        if not self.accelerator.is_main_process:
+            self._follow()
+            return
+        self._lead(trials)
+        self._broadcast(None)
+
+    # --- main process ---------------------------------------------------------------------------------------------
+
+    def _lead(self, trials: int) -> None:
+        interrupted = retry_interrupted(self.study)
+        if interrupted:
+            self.progress.say(f"{interrupted} interrupted trial{'s' * (interrupted > 1)} will be done again")
+        best = best_trial(self.study)
+        self.progress.start_search(len(finished(self.study)), best.values[0] if best else None)
+        failures = repeats = 0
+        while (done := len(finished(self.study))) < min(trials, self.space.size() or trials):
+            if self._has_converged():
+                self.progress.say(f"no better score in {self.patience} trials; stopping early")
+                break
+            seed = self.seed + 1000 * (done + len(diverged(self.study))) + repeats
+            self.study.sampler = self._create_sampler(seed, trials)
+            if repeats >= MAX_REPEATS and not self._enqueue_unseen(seed):
+                self.progress.say("the sampler finds nothing new in this space; stopping early")
+                break
+            ended: list[FrozenTrial] = []
+            self.study.optimize(
+                self._objective,
+                n_trials=1,
+                catch=(TrainingDiverged,),
+                callbacks=[lambda study, trial: ended.append(trial)],  # noqa: B023
+            )
+            trial = ended[0]
+            repeats = repeats + 1 if trial.state == TrialState.PRUNED or "duplicate_of" in trial.user_attrs else 0
+            failures = failures + 1 if trial.state == TrialState.FAIL else 0
+            if trial.state == TrialState.COMPLETE and not repeats and self.after_trial is not None:
+                self.after_trial()
+            if failures >= MAX_FAILURES:
+                self._broadcast(None)  # else the other processes would wait for the next trial
+                raise UserError(f"{failures} trials in a row failed, the last one: {trial.user_attrs['failure']}")
+        if self.space.size() is not None and trials > self.space.size():
+            self.progress.say(f"the space has {self.space.size()} architectures, all of them are trained")
+
+    def _has_converged(self) -> bool:
+        scores = [trial.values[0] for trial in sorted(finished(self.study), key=lambda trial: trial.number)]
+        if self.patience is None or len(scores) <= self.patience:
+            return False
+        return max(scores[-self.patience :]) <= max(scores[: -self.patience])
+
+    def _create_sampler(self, seed: int, trials: int) -> optuna.samplers.BaseSampler:
+        def create(space: SearchSpace) -> optuna.samplers.BaseSampler:
+            return create_sampler(self.sampler, space, seed, self.feasible)
+
+        if self.hierarchy:
+            return HierarchicalSampler(self.space, create, trials, seed, self.feasible)
+        return create(self.space)
+
+    def _objective(self, trial: optuna.Trial) -> list[float]:
+        trial.set_user_attr("worker", this_worker())
+        layers = self.space.suggest(trial)
+        name = fingerprint(layers)
+        trial.set_user_attr("layers", layers_to_dicts(layers))
+        # First said and then looked, so that of two workers with the same proposal at least one sees the other.
+        trial.set_user_attr("fingerprint", name)
+        trial.set_user_attr("function", function_fingerprint(layers))
+        known = self._known(layers, trial.number)
+        if known is not None:
+            if known.state != TrialState.COMPLETE:
+                time.sleep(random.random())  # two workers in step would step aside together for ever
+                raise optuna.TrialPruned("another worker trains the same architecture, or its training has failed")
+            trial.set_user_attr("duplicate_of", known.number)
+            return known.values
+        if not self._is_feasible(layers):
+            raise optuna.TrialPruned("beyond the limits of the search")
+        self.progress.start_trial(f"trial {trial.number} {name}")
+        folder = trial_folder(self.folder, trial.number, name)
+        source = self._source(layers)
+        self._broadcast((layers_to_dicts(layers), folder, source))
+        try:
+            metrics = self.evaluate(layers, folder, source)
+            values = [metrics[objective] for objective in self.objectives]
+            if not all(map(math.isfinite, values)):
+                raise TrainingDiverged(f"the result is {values}")
+        except TrainingDiverged as error:
+            trial.set_user_attr("failure", str(error))
+            self.progress.end_trial(None, str(error))
+            raise
+        except (KeyboardInterrupt, UserError):  # which say nothing about the architecture
+            enqueue_again(self.study, trial.number)
+            raise
+        trial.set_user_attr("metrics", metrics)
+        self.progress.end_trial(values[0])
+        return values
+
+    def _source(self, layers: Architecture) -> Path | None:
+        """The checkpoint that the candidate starts from, among those that this machine has."""
+        if self.find_source is None:
+            return None
+        trained = [
+            (
+                parse_layers(trial.user_attrs["layers"]),
+                trial_folder(self.folder, trial.number, trial.user_attrs["fingerprint"]),
+            )
+            for trial in finished(self.study)
+        ]
+        return self.find_source(layers, [(ancestor, folder) for ancestor, folder in trained if folder.is_dir()])
+
+    def _is_feasible(self, layers: Architecture) -> bool:
+        return self.feasible is None or self.feasible(layers)
+
+    def _known(self, layers: Architecture, number: int) -> FrozenTrial | None:
+        """The trial that has trained an architecture of the same function, else one that trains it or failed."""
+        name, function = fingerprint(layers), function_fingerprint(layers)
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        for trial in (*finished(self.study), *running, *diverged(self.study)):
+            same = trial.user_attrs.get("fingerprint") == name or trial.user_attrs.get("function") == function
+            if same and trial.number != number:
+                return trial
+        return None
+
+    def _enqueue_unseen(self, seed: int) -> bool:
+        """Makes the next trial a random architecture whose function no trial has; False where none is found."""
+        seen = {trial.user_attrs.get("function") for trial in self.study.get_trials(deepcopy=False)}
+        rng = random.Random(seed)
+        for _ in range(10_000):
+            layers = self.space.sample(rng)
+            if function_fingerprint(layers) not in seen and self._is_feasible(layers):
+                self.study.enqueue_trial(self.space.parameters(layers))
+                return True
+        return False
+
+    # --- all processes --------------------------------------------------------------------------------------------
+
+    def _broadcast(self, message):
+        return broadcast_object_list([message])[0]
+
+    def _follow(self) -> None:
+        while (message := self._broadcast(None)) is not None:
+            layers, folder, source = message
+            try:
+                self.evaluate(parse_layers(layers), folder, source)
+            except TrainingDiverged:  # the main process has told the study
+                continue

@@ -1,0 +1,304 @@
+"""Fine-tuning of encoders on labelled tasks with transformers' Trainer.
+
+Batches are padded to their longest example and hold examples of similar length, which changes no result of an encoder
+that ignores padding and saves most of the time of GLUE's short texts. Under `torchrun` or `accelerate launch` all
+processes share every batch, return the same result, and only the main one writes.
+"""
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from accelerate import PartialState
+from accelerate.utils import patch_environment
+from datasets import Dataset
+from safetensors import SafetensorError
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.utils import is_torch_bf16_gpu_available
+
+import flexibert  # noqa: F401  # registers the encoders with the Auto classes
+
+from ..data.tasks import Task
+from ..errors import TrainingDiverged, UserError
+from ..files import replace_folder, reported
+from ..metrics import primary
+from .finetuning_trainer import FinetuningTrainer
+from .question_answering import QuestionAnswering
+from .sequence_classification import SequenceClassification
+
+
+@dataclass(frozen=True)
+class FinetuningBudget:
+    """How long and how an encoder is fine-tuned.
+
+    Attributes:
+        epochs: Passes over the training split; may be a fraction.
+        max_steps: Optimiser steps instead, -1 to go by epochs.
+        batch_size: Examples per step, over all processes and accumulation steps together.
+        learning_rate: Peak; it rises linearly and falls linearly to 0.
+        warmup_fraction: Share of the steps during which it rises.
+        max_length: Tokens at which examples are cut; question answering cuts them into windows of this size.
+        weight_decay: Of AdamW, on matrices.
+        precision: "auto" is bfloat16 where the accelerator has it, else float32.
+        classifier_pooling: What the head of a sequence sees, see `FlexiBertConfig`; None is what the checkpoint says.
+    """
+
+    epochs: float = 3.0
+    max_steps: int = -1
+    batch_size: int = 32
+    learning_rate: float = 5e-5
+    warmup_fraction: float = 0.06
+    max_length: int = 128
+    weight_decay: float = 0.01
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    classifier_pooling: Literal["cls", "mean", None] = None
+
+
+@dataclass(frozen=True)
+class FinetuningResult:
+    """What fine-tuning came to.
+
+    Attributes:
+        metrics: Of the validation split as shares of 1; with the split's name behind where there are several, such as
+            "accuracy_matched" and "accuracy_mismatched" for MNLI.
+        score: The task's one number, see `metrics.primary`.
+        train_loss: Mean over all steps.
+        examples_per_second: While training.
+        seconds: For everything, loading and evaluation included.
+        learning_rate, seed: What it was trained with.
+    """
+
+    metrics: dict[str, float]
+    score: float
+    train_loss: float
+    examples_per_second: float
+    seconds: float
+    learning_rate: float
+    seed: int
+
+
+def finetune(
+    model_dir: Path | str,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    budget: FinetuningBudget = FinetuningBudget(),
+    seed: int = 0,
+    output_dir: Path | None = None,
+    **training_arguments: Any,
+) -> FinetuningResult:
+    """Trains an encoder with a new head on a task and evaluates it on all of the task's validation splits.
+
+    Args:
+        model_dir: Checkpoint of a FlexiBERT or of any other encoder that transformers has, with whatever head.
+        tokenizer: The one that the encoder was pretrained with.
+        seed: Decides the weights of the head, the order of the data and dropout.
+        output_dir: Where a checkpoint with head and tokenizer is left, and what trackers write; one that stands there
+            is replaced at the end.
+        training_arguments: Fields of transformers' `TrainingArguments` that overrule those made from the budget, such
+            as `report_to`, `gradient_accumulation_steps` or `disable_tqdm=False`.
+
+    Raises:
+        UserError: Model, tokenizer, task and budget do not fit together, or the checkpoint cannot be written.
+        TrainingDiverged: The loss was not finite.
+    """
+    started = time.perf_counter()
+    kind = QuestionAnswering if task.metric == "squad" else SequenceClassification
+    head = kind(task, tokenizer, budget.max_length)
+    with quiet(), contextlib.ExitStack() as stack:
+        transformers.set_seed(seed)
+        pooling = {"classifier_pooling": budget.classifier_pooling} if budget.classifier_pooling else {}
+        model = load_model(model_dir, head, **pooling)
+        check_fit(model, tokenizer, budget)
+        check_vocabulary(model_dir, tokenizer)
+        if not task.validation:
+            raise UserError(f"{task.name} has no validation split")
+        train = head.features(task.train, "train")
+        validation = {split: (head.features(dataset, split), dataset) for split, dataset in task.validation.items()}
+
+        scratch = stack.enter_context(tempfile.TemporaryDirectory())
+        arguments = build_arguments(budget, seed, scratch, training_arguments)
+        if output_dir is not None and arguments.should_save:
+            with reported(output_dir):
+                arguments.output_dir = str(stack.enter_context(replace_folder(output_dir)))
+        if arguments.report_to and "TENSORBOARD_LOGGING_DIR" not in os.environ:  # scratch would take its files along
+            logs = Path(f"{output_dir or Path('runs', 'finetune', task.name)}.logs")
+            run = f"seed{seed}-learning_rate{budget.learning_rate:g}"
+            stack.enter_context(patch_environment(tensorboard_logging_dir=logs / run))
+        trainer = FinetuningTrainer(model=model, args=arguments, train_dataset=train, processing_class=tokenizer)
+        trainer.remove_callback(PrinterCallback)
+        training_started = time.perf_counter()
+        outcome = trainer.train()
+        training_seconds = time.perf_counter() - training_started
+        metrics = by_split({split: evaluate(trainer, head, *data) for split, data in validation.items()})
+        if output_dir is not None:
+            save(trainer, output_dir)
+    trainer.accelerator.wait_for_everyone()
+    return FinetuningResult(
+        metrics=metrics,
+        score=primary(task.metric, metrics),
+        train_loss=outcome.training_loss,
+        examples_per_second=outcome.global_step * budget.batch_size / training_seconds,
+        seconds=time.perf_counter() - started,
+        learning_rate=budget.learning_rate,
+        seed=seed,
+    )
+
+
+def load_model(
+    model_dir: Path | str, head: SequenceClassification | QuestionAnswering, **fields: Any
+) -> PreTrainedModel:
+    """The encoder in float32 with the task's head; a head of another task is replaced.
+
+    Args:
+        fields: Of the configuration, to overrule those of the checkpoint.
+
+    Raises:
+        UserError: There is no encoder, its weights are not all there, or its configuration has no such field.
+    """
+    if Path(model_dir).exists() and not Path(model_dir, "config.json").is_file():
+        raise UserError(f"{model_dir} is no folder of a model: it has no config.json")
+    try:
+        model, loading = head.auto_class.from_pretrained(
+            model_dir,
+            **head.config(),
+            **fields,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise UserError(f"{model_dir} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    new = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
+    lost = sorted(name for name in new if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name)
+    if lost:
+        raise UserError(f"{model_dir} lacks weights of the encoder: {lost[0]} and {len(lost) - 1} more")
+    # With it, Trainer (5.23) multiplies the loss of regression by the number of processes and of accumulation steps.
+    model.accepts_loss_kwargs = False
+    return model
+
+
+def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, budget: FinetuningBudget) -> None:
+    """Raises UserError where the tokenizer is of another vocabulary, or examples are longer than the positions."""
+    # Embeddings may be padded to a multiple of up to 128 rows for speed.
+    if not len(tokenizer) <= model.config.vocab_size < len(tokenizer) + 128:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens, but the model was made for {model.config.vocab_size}"
+        )
+    positions = getattr(model.config, "max_position_embeddings", budget.max_length)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions -= module.padding_idx + 1  # RoBERTa counts positions from behind its padding index.
+    if budget.max_length > positions:
+        raise UserError(f"max_length {budget.max_length} is beyond the {positions} positions of the model")
+
+
+def check_vocabulary(model_dir: Path | str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UserError where the model came with a tokenizer of other tokens; equal sizes hide that."""
+    own = Path(model_dir, "tokenizer.json")
+    if own.is_file() and Tokenizer.from_file(str(own)).get_vocab() != tokenizer.get_vocab():
+        raise UserError(f"the tokenizer is another one than that of {model_dir}: the same numbers mean other tokens")
+
+
+def build_arguments(
+    budget: FinetuningBudget, seed: int, output_dir: str, overrides: Mapping[str, Any]
+) -> TrainingArguments:
+    """transformers' options for a budget; `output_dir` is where Trainer and trackers may write."""
+    tracked = overrides.get("report_to", "none") != "none"
+    device = PartialState().device.type
+    has_bf16 = device != "cpu" and is_torch_bf16_gpu_available()
+    options = {
+        "output_dir": output_dir,
+        "num_train_epochs": budget.epochs,
+        "max_steps": budget.max_steps,
+        "per_device_train_batch_size": budget.batch_size,
+        "learning_rate": budget.learning_rate,
+        "warmup_steps": budget.warmup_fraction,
+        "weight_decay": budget.weight_decay,
+        "seed": seed,
+        "bf16": budget.precision == "bf16" or (budget.precision == "auto" and has_bf16),
+        "fp16": budget.precision == "fp16",
+        "use_cpu": device == "cpu",
+        "dataloader_pin_memory": device != "cpu",
+        "ddp_find_unused_parameters": False,
+        "logging_strategy": "steps" if tracked else "no",
+        "logging_steps": 50,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    try:
+        arguments = TrainingArguments(**options | dict(overrides))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"training arguments: {error}") from error
+    parts = arguments.world_size * max(1, arguments.n_gpu) * arguments.gradient_accumulation_steps
+    share, rest = divmod(budget.batch_size, parts)
+    if rest or not share:
+        raise UserError(f"batch size {budget.batch_size} does not divide over {parts} processes times accumulations")
+    arguments.per_device_train_batch_size = share
+    arguments.per_device_eval_batch_size = 4 * share
+    if budget.precision == "fp32":
+        arguments.mixed_precision = "no"  # else it follows `accelerate launch --mixed_precision`
+    return arguments
+
+
+def evaluate(
+    trainer: Trainer, head: SequenceClassification | QuestionAnswering, features: Dataset, dataset: Dataset
+) -> dict[str, float]:
+    """Metrics on a split. All processes get those of the whole split."""
+    features = features.select(np.argsort(features["length"][:], kind="stable")[::-1])  # little padding
+    logits = trainer.predict(features).predictions
+    if not all(np.isfinite(part).all() for part in (logits if isinstance(logits, tuple) else (logits,))):
+        raise TrainingDiverged("predictions are not finite after the last step; a lower learning rate may help")
+    return head.score(logits, features, dataset)
+
+
+def by_split(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """One flat dictionary; the split's name goes behind the metric's where there are several splits."""
+    if len(scores) == 1:
+        return dict(*scores.values())
+    return {
+        f"{metric}_{split.removeprefix('validation_')}": value
+        for split, values in scores.items()
+        for metric, value in values.items()
+    }
+
+
+def save(trainer: Trainer, output_dir: Path) -> None:
+    """Writes the checkpoint to the trainer's folder, which `replace_folder` then puts in the place of `output_dir`."""
+    with reported(output_dir):
+        trainer.save_model()
+        Path(trainer.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars and notices of loading and tokenising; settings come back at the end."""
+    messages = transformers.logging
+    verbosity, bars, data_bars = (
+        messages.get_verbosity(),
+        messages.is_progress_bar_enabled(),
+        datasets.are_progress_bars_disabled(),
+    )
+    messages.set_verbosity_error()
+    messages.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        messages.set_verbosity(verbosity)
+        if bars:
+            messages.enable_progress_bar()
+        if not data_bars:
+            datasets.enable_progress_bars()
