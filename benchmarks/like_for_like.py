@@ -27,11 +27,14 @@ from accelerate.utils import set_seed
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM, architecture
 from flexibert.spec import LayerSpec, LinearTransform
-from search.artifacts.publish import save_checkpoint
+from search.artifacts.checkpoint import save_checkpoint
 from search.cost import count_parameters, forward_flops
-from search.data.corpus import load_corpus, load_tokenizer, tokenized_blocks
+from search.data.blocks import tokenized_blocks
+from search.data.corpus import load_corpus
 from search.data.tasks import Task, load_tasks
-from search.evaluation.evaluator import build_config, pretraining_card
+from search.data.tokenizer import load_tokenizer
+from search.evaluation.cards import pretraining_card
+from search.evaluation.model_config import build_config
 from search.files import replace_file
 from search.metrics import GLUE_TASKS, average, primary
 from search.training.finetuning import FinetuningBudget, finetune

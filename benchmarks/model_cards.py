@@ -18,8 +18,8 @@ import torch
 from transformers import AutoTokenizer
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
+from search.artifacts.checkpoint import save_checkpoint
 from search.artifacts.model_card import CardFacts, Score, write_card
-from search.artifacts.publish import save_checkpoint
 
 
 def read_results(folder: Path) -> dict[str, list[dict]]:

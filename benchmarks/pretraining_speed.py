@@ -30,7 +30,9 @@ from datasets import Dataset
 from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
 from flexibert import convert_transformers_model
-from search.data.corpus import load_corpus, load_tokenizer, tokenized_blocks
+from search.data.blocks import tokenized_blocks
+from search.data.corpus import load_corpus
+from search.data.tokenizer import load_tokenizer
 from search.files import replace_file
 from search.training.memory import keep_freed_memory
 from search.training.pretraining import PretrainingBudget, pretrain

@@ -39,7 +39,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from flexibert import FlexiBertForMaskedLM  # noqa: E402
 from flexibert.spec import layers_to_dicts  # noqa: E402
-from search.data.corpus import load_corpus, tokenized_blocks  # noqa: E402
+from search.data.blocks import tokenized_blocks
+from search.data.corpus import load_corpus
 from search.evaluation.supernet import SuperNetwork, load_supernet, random_member  # noqa: E402
 from search.files import replace_file  # noqa: E402
 from search.samplers import create_sampler  # noqa: E402

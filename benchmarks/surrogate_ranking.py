@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.search_policies import one_hot, read_table  # noqa: E402
 from search.bayesopt.boshnas_networks import BoshnasNetworks  # noqa: E402
 from search.bayesopt.encoding import Encoding  # noqa: E402
-from search.bayesopt.surrogate import GaussianProcess, RobustScale  # noqa: E402
+from search.bayesopt.gaussian_process import GaussianProcess, RobustScale
 
 
 COUNTS = (20, 50, 100)

@@ -18,17 +18,11 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
-from search.data import corpus as corpus_module
-from search.data.corpus import (
-    Corpus,
-    documents,
-    load_corpus,
-    load_tokenizer,
-    quiet,
-    tokenized_blocks,
-    train_tokenizer,
-)
+from search.data import blocks as blocks_module
+from search.data.blocks import tokenized_blocks
+from search.data.corpus import Corpus, documents, load_corpus, quiet
 from search.data.python_text import python_documents
+from search.data.tokenizer import load_tokenizer, train_tokenizer
 from search.errors import UserError
 
 
@@ -297,8 +291,8 @@ def test_blocks_are_kept_by_content(tokenizer, tmp_path, monkeypatch):
     first = tokenized_blocks(dataset, tokenizer, 16, tmp_path)
     tokenizer(TEXTS[:2], padding=True, truncation=True, max_length=8)  # leaves its mark in the tokenizer
     written = []
-    write_blocks = corpus_module._write_blocks
-    monkeypatch.setattr(corpus_module, "_write_blocks", lambda *args: (written.append(args), write_blocks(*args)))
+    write_blocks = blocks_module._write_blocks
+    monkeypatch.setattr(blocks_module, "_write_blocks", lambda *args: (written.append(args), write_blocks(*args)))
     again = tokenized_blocks(Dataset.from_dict({"text": TEXTS}), tokenizer, 16, tmp_path)
     assert not written and (again == first).all()
     tokenized_blocks(dataset, tokenizer, 17, tmp_path)
@@ -322,7 +316,7 @@ def test_text_shorter_than_one_sequence(tokenizer, tmp_path):
 
 def make_blocks(tokenizer, cache, started, delay):
     """In a process of its own: writes blocks of TEXTS, with a pause after the first batch."""
-    batched = corpus_module.batched
+    batched = blocks_module.batched
 
     def slowly(items, size):
         for batch in batched(items, 5):
@@ -330,7 +324,7 @@ def make_blocks(tokenizer, cache, started, delay):
             started.set()
             time.sleep(delay)
 
-    corpus_module.batched = slowly
+    blocks_module.batched = slowly
     tokenized_blocks(Dataset.from_dict({"text": TEXTS}), tokenizer, 16, cache)
 
 
@@ -369,7 +363,7 @@ def test_a_killed_process_leaves_nothing_behind(tokenizer, tmp_path, start):
 def test_the_second_process_waits_for_the_first(tokenizer, tmp_path, start, monkeypatch):
     process, started = start(delay=0.1)
     assert started.wait(60)
-    monkeypatch.setattr(corpus_module, "_write_blocks", lambda *args: pytest.fail("it is being written already"))
+    monkeypatch.setattr(blocks_module, "_write_blocks", lambda *args: pytest.fail("it is being written already"))
     blocks = tokenized_blocks(Dataset.from_dict({"text": TEXTS}), tokenizer, 16, tmp_path)
     process.join()
     assert process.exitcode == 0 and len(blocks) > 0

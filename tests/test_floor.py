@@ -10,7 +10,7 @@ from transformers import BertTokenizer
 
 from flexibert import FlexiBertForMaskedLM
 from search.data.tasks import Task, load_tasks
-from search.evaluation.evaluator import build_config
+from search.evaluation.model_config import build_config
 from search.training.finetuning import FinetuningBudget, finetune
 from search.training.pretraining import PretrainingBudget, pretrain
 

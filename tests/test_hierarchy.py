@@ -6,7 +6,8 @@ import optuna
 import pytest
 
 from search.errors import UserError
-from search.space.hierarchy import best_architectures, interpolate, levels
+from search.samplers.hierarchical import best_architectures
+from search.space.hierarchy import interpolate, levels
 from search.space.search_space import SearchSpace
 
 

@@ -13,14 +13,8 @@ from conftest import SPECS
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 from search.errors import TrainingDiverged, UserError
 from search.training import pretraining
-from search.training.pretraining import (
-    IGNORED,
-    MaskedLanguageModelling,
-    PretrainingBudget,
-    epoch_order,
-    learning_rate,
-    pretrain,
-)
+from search.training.masked_lm import IGNORED, MaskedLanguageModelling, epoch_order
+from search.training.pretraining import PretrainingBudget, learning_rate, pretrain
 
 
 class Tokenizer:

@@ -20,8 +20,9 @@ from transformers import PreTrainedTokenizerFast
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 from search.artifacts import publish
-from search.artifacts.model_card import TEMPLATE
-from search.artifacts.publish import CardFacts, Score, push, save_checkpoint, verify, write_card
+from search.artifacts.checkpoint import GOLDEN_TOKEN, SOURCES, save_checkpoint, verify
+from search.artifacts.model_card import TEMPLATE, CardFacts, Score, write_card
+from search.artifacts.publish import push
 from search.errors import UserError
 from search.files import HOST, replace_file, replace_folder
 
@@ -98,7 +99,7 @@ def test_checkpoint_is_complete(checkpoint):
     names = {path.name for path in checkpoint.iterdir()}
     assert names == {
         "config.json", "model.safetensors", "golden.safetensors", "tokenizer.json", "tokenizer_config.json",
-        "README.md", ".eval_results", *publish.SOURCES,
+        "README.md", ".eval_results", *SOURCES,
     }  # fmt: skip
     assert not [path for path in checkpoint.parent.iterdir() if path != checkpoint]
 
@@ -123,7 +124,7 @@ def test_golden_logits_are_the_models(checkpoint):
     golden = load_file(checkpoint / "golden.safetensors")
     assert golden["attention_mask"].min() == 0 and golden["logits"].shape == (2, 13)
     logits = build().eval()(golden["input_ids"], attention_mask=golden["attention_mask"]).logits
-    torch.testing.assert_close(logits[:, publish.GOLDEN_TOKEN], golden["logits"])
+    torch.testing.assert_close(logits[:, GOLDEN_TOKEN], golden["logits"])
 
 
 def test_damage_is_noticed(own):

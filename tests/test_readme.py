@@ -8,7 +8,8 @@ import pytest
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 from search.cli import build_parser
-from search.data.corpus import load_corpus, load_tokenizer
+from search.data.corpus import load_corpus
+from search.data.tokenizer import load_tokenizer
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,7 +18,7 @@ from conftest import SPECS
 from safetensors.torch import load_file
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
-from search.training import pretraining
+from search.training import pretraining, state
 from search.training.pretraining import PretrainingBudget, pretrain
 
 
@@ -54,7 +54,7 @@ def train(folder: Path, kill_at: int | str | None, environment: dict[str, str | 
             die() if step == kill_at else step_seed(seed, step, process)
         )
     elif kill_at is not None:
-        module, name = {"save_state": (Accelerator, "save_state"), "replace": (pretraining.os, "replace")}[kill_at]
+        module, name = {"save_state": (Accelerator, "save_state"), "replace": (state.os, "replace")}[kill_at]
         finish = getattr(module, name)
         setattr(module, name, lambda *args: (finish(*args), die()))
 
@@ -113,8 +113,8 @@ def assert_equal(first: Path, second: Path) -> None:
     assert len({json.dumps(optimizer["param_groups"]) for optimizer in optimizers}) == 1
     moments = [optimizer["state"] for optimizer in optimizers]
     assert len(moments[0]) == len(moments[1]) > 10
-    for index, state in moments[0].items():
-        assert all(torch.equal(value, moments[1][index][name]) for name, value in state.items())
+    for index, moment in moments[0].items():
+        assert all(torch.equal(value, moments[1][index][name]) for name, value in moment.items())
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:

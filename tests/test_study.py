@@ -23,7 +23,10 @@ from search.progress import RunProgress
 from search.samplers import SAMPLERS, create_sampler
 from search.space.hierarchy import interpolate, levels
 from search.space.search_space import SearchSpace
-from search.study.search import Search, best_trial, finished, open_study, retry_interrupted
+from search.study.recovery import retry_interrupted
+from search.study.search import Search
+from search.study.storage import open_study
+from search.study.trials import best_trial, finished
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -412,6 +415,6 @@ def test_running_trials_of_living_workers_are_left_alone(tmp_path):
 
 
 def search_worker():
-    from search.study.search import this_worker
+    from search.study.recovery import this_worker
 
     return this_worker()

@@ -25,7 +25,9 @@ from search.evaluation.supernet import SuperNetwork, load_supernet, random_membe
 from search.evaluation.supernet_evaluator import WRITERS, writers
 from search.progress import RunProgress
 from search.space.search_space import SearchSpace
-from search.study.search import Search, finished, open_study
+from search.study.search import Search
+from search.study.storage import open_study
+from search.study.trials import finished
 from search.training.pretraining import PretrainingBudget, pretrain
 
 

@@ -10,8 +10,8 @@ from scipy.stats import kendalltau
 from benchmarks.search_policies import read_table
 from search.bayesopt.boshnas_networks import BoshnasNetworks, gaussian_relu, gaussian_sigmoid
 from search.bayesopt.encoding import Encoding
+from search.bayesopt.gaussian_process import GaussianProcess, RobustScale
 from search.bayesopt.gobi import climb
-from search.bayesopt.surrogate import GaussianProcess, RobustScale
 from search.space.search_space import SearchSpace
 
 

@@ -11,8 +11,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from search.data.corpus import Corpus, load_corpus, quiet
+from search.data.glue import GLUE_COLUMNS, GLUE_LABELS
 from search.data.synthetic_tasks import SELF_MADE_TASKS
-from search.data.tasks import GLUE_COLUMNS, GLUE_LABELS, load_tasks
+from search.data.tasks import load_tasks
 from search.errors import UserError
 from search.metrics import GLUE_TASKS
 

@@ -19,7 +19,9 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import KwargsHandler
 from transformers import PreTrainedTokenizerBase
 
-from ..data.corpus import Corpus, load_corpus, load_tokenizer, tokenized_blocks
+from ..data.blocks import tokenized_blocks
+from ..data.corpus import Corpus, load_corpus
+from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..progress import RunProgress
 from ..recipe import Recipe

@@ -5,8 +5,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.corpus import load_corpus, load_tokenizer
+from ..data.corpus import load_corpus
 from ..data.tasks import load_tasks
+from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..files import replace_file, reported
 from ..metrics import RULES, average

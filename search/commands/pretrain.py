@@ -11,10 +11,11 @@ from accelerate.utils import set_seed
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM, named_config
 from flexibert.spec import parse_layers
 
-from ..artifacts.publish import save_checkpoint
+from ..artifacts.checkpoint import save_checkpoint
 from ..cost import count_parameters, forward_flops, peak_flops_per_second
 from ..errors import UserError
-from ..evaluation.evaluator import build_config, pretraining_card
+from ..evaluation.cards import pretraining_card
+from ..evaluation.model_config import build_config
 from ..files import check_place
 from ..progress import RunProgress, duration
 from ..recipe import load_recipe

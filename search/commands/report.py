@@ -8,7 +8,7 @@ import optuna
 from ..artifacts.report import summarise, write_report
 from ..errors import UserError
 from ..files import replace_file, reported
-from ..study.search import open_storage
+from ..study.storage import open_storage
 
 
 def main(options) -> None:

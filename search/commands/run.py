@@ -2,14 +2,12 @@
 
 import json
 import shlex
-import shutil
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 from accelerate import Accelerator
-from filelock import FileLock
 
 from flexibert.spec import parse_layers
 
@@ -22,7 +20,7 @@ from ..errors import UserError
 from ..evaluation.evaluator import LATENCY, SCORE, Evaluator
 from ..evaluation.supernet import weights_digest
 from ..evaluation.supernet_evaluator import SuperNetworkEvaluator
-from ..files import replace_file, replace_folder
+from ..files import replace_file
 from ..metrics import GLUE_TASKS
 from ..progress import RunProgress, duration
 from ..recipe import Recipe, load_recipe
@@ -30,7 +28,11 @@ from ..samplers import Feasible, create_sampler
 from ..samplers.population import PopulationSampler
 from ..space.hierarchy import levels
 from ..space.search_space import Architecture
-from ..study.search import Search, best_trial, finished, open_study, this_worker, trial_folder
+from ..study.recovery import this_worker
+from ..study.run_folder import best_folder, keep_best
+from ..study.search import Search
+from ..study.storage import open_study
+from ..study.trials import best_trial, finished
 from .common import interpreter, load_data, override, start
 
 
@@ -160,27 +162,6 @@ def build_evaluator(
             "seed": options.seed,
         },
     )
-
-
-def keep_best(study: optuna.Study, folder: Path) -> None:
-    """Makes best/ a copy of the best trial, if that was trained here; one worker at a time looks and copies."""
-    with FileLock(folder / ".best.lock"):
-        source, copy = best_folder(study, folder), folder / "best"
-        if source is not None and not equal_files(source / "config.json", copy / "config.json"):
-            with replace_folder(copy) as aside:
-                shutil.copytree(source, aside, dirs_exist_ok=True)
-
-
-def best_folder(study: optuna.Study, folder: Path) -> Path | None:
-    """Where the best trial's checkpoint is; None without a trial, or where it is gone or on another machine."""
-    best = best_trial(study)
-    place = None if best is None else trial_folder(folder, best.number, best.user_attrs["fingerprint"])
-    return place if place is not None and place.is_dir() else None
-
-
-def equal_files(first: Path, second: Path) -> bool:
-    """Whether both exist with the same bytes. No two trials of a study have the same configuration."""
-    return first.is_file() and second.is_file() and first.read_bytes() == second.read_bytes()
 
 
 def finetuning_options(recipe: Recipe, options) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from ..errors import UserError
-from ..evaluation.evaluator import model_fields
+from ..evaluation.model_config import model_fields
 from ..evaluation.supernet import DESCRIPTION, SuperNetwork, random_member, save_supernet
 from ..files import check_place
 from ..progress import RunProgress, duration

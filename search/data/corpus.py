@@ -1,29 +1,18 @@
-"""Text to learn from: corpora, tokenizers, and blocks of token ids that are ready for masked language modelling.
-
-What is made from a text is kept in a cache under a key of its content, so it is made once and is never out of date.
-"""
+"""Text to learn from: corpora out of files, folders and the Hub."""
 
 import contextlib
 import hashlib
-import itertools
-import json
 import logging
 import textwrap
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 from datasets import Dataset
-from filelock import FileLock
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
 from ..errors import UserError
-from ..files import replace_folder, reported
 from .python_text import python_documents
 
 
@@ -190,157 +179,3 @@ def set_aside(texts: Mapping[int, str]) -> tuple[list[int], list[int]]:
     largest = max(sorted(hashes.values())[:count], default=b"")
     train = [row for row, value in hashes.items() if value > largest]
     return train, [row for row, value in hashes.items() if value <= largest]
-
-
-def load_tokenizer(
-    source: str | None, corpus: Corpus, cache_dir: Path, vocab_size: int = 8192
-) -> PreTrainedTokenizerFast:
-    """A tokenizer that can pad, mask, and put a sequence between a first and a last token.
-
-    Args:
-        source: Folder or Hub id; None trains a lower-case WordPiece tokenizer on the corpus, once.
-        vocab_size: Tokens of a trained tokenizer, special ones included.
-
-    Raises:
-        UserError: There is no such tokenizer, or it lacks what masked language modelling needs.
-    """
-    if source is None:
-        key = _key(corpus.train, vocab_size)
-        source = str(
-            _make_once(
-                Path(cache_dir) / f"tokenizer-{key}",
-                lambda folder: train_tokenizer(corpus.train, vocab_size).save_pretrained(folder),
-            )
-        )
-    elif not Path(source).exists() and source.startswith((".", "/", "~")):
-        raise UserError(f"tokenizer {source}: no such folder")
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(source)
-    except Exception as error:  # The `tokenizers` library raises plain exceptions.
-        raise UserError(f"tokenizer {source}: {one_line(error)}") from None
-    if not tokenizer.is_fast:
-        raise UserError(
-            f"tokenizer {source}: it has no fast version; accepted is what the `tokenizers` library can run"
-        )
-    missing = [name for name in ("pad", "mask", "cls", "sep") if getattr(tokenizer, f"{name}_token_id") is None]
-    if missing:
-        raise UserError(f"tokenizer {source}: it has no {' and no '.join(missing)} token")
-    return tokenizer
-
-
-def train_tokenizer(dataset: Dataset, vocab_size: int) -> BertTokenizer:
-    """A lower-case WordPiece tokenizer with the same vocabulary for the same documents, always."""
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    normalizer = normalizers.BertNormalizer()
-    counts = Counter()
-    for text in documents(dataset):
-        counts.update(normalizer.normalize_str(text))
-    # BERT's vocabulary of 30,522 has some 1,000 characters.
-    frequent = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
-    alphabet = sorted(frequent[: max(64, vocab_size // 32)])
-    if vocab_size < len(specials) + 2 * len(alphabet):
-        raise UserError(
-            f"a vocabulary of {vocab_size} is too small for {len(specials)} special tokens and {len(alphabet)} "
-            f"characters, which also stand within words: {len(specials) + 2 * len(alphabet)} is the least"
-        )
-    # The trainer (tokenizers 0.23) numbers the characters within words in the random order of a hash table, and
-    # settles ties between merges by these numbers. Naming them beforehand makes the vocabulary the same every time;
-    # only here they pass as special tokens.
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        special_tokens=specials + [f"##{character}" for character in alphabet],
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        show_progress=False,
-    )
-    learned = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    learned.normalizer, learned.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
-    learned.train_from_iterator(documents(dataset), trainer)
-    return BertTokenizer(vocab=learned.get_vocab(), do_lower_case=True)
-
-
-def tokenized_blocks(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerFast, sequence_length: int, cache_dir: Path
-) -> np.memmap:
-    """Token ids of a corpus in blocks without padding, made once and mapped into memory.
-
-    As RoBERTa's FULL-SENTENCES (arXiv 1907.11692, section 4.2): a block is `[CLS]`, the next L - 2 tokens of the
-    documents one after the other with `[SEP]` between them, and `[SEP]`. Tokens at the end that fill no block are
-    left out.
-
-    Args:
-        dataset: One column, "text".
-        sequence_length: L, in tokens.
-
-    Returns:
-        (blocks, L), uint16 or for vocabularies beyond 65,536 tokens uint32, read-only.
-
-    Raises:
-        UserError: The text does not fill one block.
-    """
-    if sequence_length < 3:
-        raise UserError(f"sequence_length {sequence_length}: at least 3 tokens are needed, two of them special")
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    del backend["padding"], backend["truncation"]  # They change with every call of the tokenizer.
-    key = _key(dataset, backend, tokenizer.cls_token_id, tokenizer.sep_token_id, sequence_length)
-    folder = Path(cache_dir) / f"blocks-{key}"
-    _make_once(folder, lambda aside: _write_blocks(dataset, tokenizer, sequence_length, dtype, aside / "tokens.bin"))
-    return np.memmap(folder / "tokens.bin", dtype, mode="r").reshape(-1, sequence_length)
-
-
-def _write_blocks(dataset: Dataset, tokenizer, sequence_length: int, dtype: type, path: Path) -> None:
-    content = sequence_length - 2
-    rest = np.empty(0, dtype)
-    blocks_written = 0
-    with open(path, "wb") as file:
-        for texts in batched(documents(dataset), 256):
-            encoded = tokenizer(
-                texts,
-                add_special_tokens=False,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-                verbose=False,
-            )
-            tokens = [token for ids in encoded["input_ids"] for token in (*ids, tokenizer.sep_token_id)]
-            stream = np.concatenate([rest, np.array(tokens, dtype)])
-            count = len(stream) // content
-            blocks = np.empty((count, sequence_length), dtype)
-            blocks[:, 0], blocks[:, -1] = tokenizer.cls_token_id, tokenizer.sep_token_id
-            blocks[:, 1:-1] = stream[: count * content].reshape(count, content)
-            file.write(blocks.tobytes())
-            rest = stream[count * content :]
-            blocks_written += count
-    if not blocks_written:
-        raise UserError(
-            f"the text has {len(rest)} tokens, too few for one sequence of {sequence_length} (two of them special): "
-            "give more text or a smaller sequence_length"
-        )
-
-
-def _key(dataset: Dataset, *settings) -> str:
-    """Names what is made of a text: equal documents and settings have equal keys, on any machine."""
-    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=12)
-    for text in documents(dataset):
-        digest.update(text.encode())
-        digest.update(b"\0")
-    return digest.hexdigest()
-
-
-def _make_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """Lets `make` fill a folder unless it is there; of several processes one makes it, and the others wait."""
-    with reported(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not folder.exists():
-                with replace_folder(folder) as aside:
-                    make(aside)
-    return folder
-
-
-def batched(items: Iterable, size: int) -> Iterator[list]:
-    """Lists of up to `size` items; `itertools.batched` is new in Python 3.12."""
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch

@@ -13,31 +13,8 @@ from datasets import ClassLabel, Dataset
 from ..errors import UserError
 from ..metrics import GLUE_TASKS
 from .corpus import Corpus, is_text, load_splits, set_aside, source_name
+from .glue import GLUE_COLUMNS, GLUE_LABELS
 from .synthetic_tasks import LABEL_NAMES, SELF_MADE_TASKS, TEXT_COLUMNS, make_splits
-
-
-GLUE_COLUMNS = {
-    "cola": ("sentence",),
-    "sst2": ("sentence",),
-    "mrpc": ("sentence1", "sentence2"),
-    "stsb": ("sentence1", "sentence2"),
-    "qqp": ("question1", "question2"),
-    "mnli": ("premise", "hypothesis"),
-    "qnli": ("question", "sentence"),
-    "rte": ("sentence1", "sentence2"),
-    "wnli": ("sentence1", "sentence2"),
-}
-GLUE_LABELS = {
-    "cola": ("unacceptable", "acceptable"),
-    "sst2": ("negative", "positive"),
-    "mrpc": ("not_equivalent", "equivalent"),
-    "stsb": (),
-    "qqp": ("not_duplicate", "duplicate"),
-    "mnli": ("entailment", "neutral", "contradiction"),
-    "qnli": ("entailment", "not_entailment"),
-    "rte": ("entailment", "not_entailment"),
-    "wnli": ("not_entailment", "entailment"),
-}
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,17 @@ from transformers import PreTrainedTokenizerBase
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 
+from ..artifacts.checkpoint import save_checkpoint
 from ..artifacts.model_card import CardFacts, Score, write_card
-from ..artifacts.publish import save_checkpoint
 from ..cost import count_parameters, measure_latency_ms
 from ..data.tasks import Task
-from ..errors import UserError
 from ..metrics import GLUE_TASKS
 from ..progress import RunProgress
 from ..space.search_space import Architecture
 from ..training.finetuning import FinetuningBudget, FinetuningResult, finetune
 from ..training.pretraining import PretrainingBudget, PretrainingResult, pretrain
+from .cards import pretraining_card
+from .model_config import build_config
 from .weight_transfer import ENOUGH_OVERLAP, overlap, transfer
 
 
@@ -181,41 +182,6 @@ class Evaluator:
         if task.name not in GLUE_TASKS or Path(self.glue).exists():
             return {}
         return {"hub_dataset": self.glue, "config": task.name}
-
-
-def pretraining_card(
-    name: str, corpus: str, budget: PretrainingBudget, result: PretrainingResult, seed: int
-) -> CardFacts:
-    """What the model card of a pretrained encoder says before any fine-tuning."""
-    score = Score("masked language modelling", "mlm_loss_nats", result.validation_loss, corpus, task_type="fill-mask")
-    return CardFacts(
-        name=name,
-        corpus=corpus,
-        pretraining={**dataclasses.asdict(budget), "tokens": budget.tokens, "train_seconds": round(result.seconds, 1)},
-        seeds=(seed,),
-        scores=(score,),
-    )
-
-
-def build_config(
-    layers: Architecture, tokenizer: PreTrainedTokenizerBase, max_length: int, fields: Mapping[str, Any]
-) -> FlexiBertConfig:
-    """The configuration of an encoder for a tokenizer and sequences of up to `max_length` tokens.
-
-    Raises:
-        UserError: `fields` ask for a smaller vocabulary, or for fewer positions.
-    """
-    return FlexiBertConfig(**{"layers": layers, **model_fields(tokenizer, max_length, fields)})
-
-
-def model_fields(tokenizer: PreTrainedTokenizerBase, max_length: int, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The same without layers: fields of `FlexiBertConfig`, those given and those that follow from the tokenizer."""
-    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": max_length}
-    for name, least in sizes.items():
-        if fields.get(name, least) < least:
-            raise UserError(f"model: {name}: {fields[name]} is not accepted, tokenizer and texts need {least}")
-    return {**sizes, **ids, **fields}
 
 
 def collect_metrics(

@@ -37,8 +37,7 @@ from flexibert.spec import LayerSpec, OperationSpec, SearchedAttention
 
 from ..errors import UserError
 from ..files import replace_folder
-from ..samplers.op_nas import random_values
-from ..space.search_space import Architecture, SearchSpace, operation_label
+from ..space.search_space import Architecture, SearchSpace, operation_label, random_values
 
 
 WEIGHTS, DESCRIPTION = "supernet.safetensors", "supernet.json"

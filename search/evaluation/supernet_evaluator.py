@@ -18,8 +18,9 @@ from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 
 from ..errors import UserError
 from ..space.search_space import Architecture, SearchSpace
-from ..study.search import finished, trial_folder
-from .evaluator import Evaluator, model_fields
+from ..study.trials import finished, trial_folder
+from .evaluator import Evaluator
+from .model_config import model_fields
 from .supernet import DESCRIPTION, load_supernet, save_supernet
 
 

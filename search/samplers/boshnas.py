@@ -50,7 +50,8 @@ from ..bayesopt.acquisition import log_expected_improvement, upper_confidence_bo
 from ..bayesopt.attention_encoding import GraphEncoding
 from ..bayesopt.candidates import Candidates
 from ..bayesopt.encoding import Encoding
-from ..bayesopt.surrogate import GaussianProcess, Prediction, RobustScale
+from ..bayesopt.gaussian_process import GaussianProcess, RobustScale
+from ..bayesopt.surrogate import Prediction
 from ..errors import UserError
 from ..space.search_space import Architecture, SearchSpace
 from . import boshnas_paper

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..space.search_space import Architecture, SearchSpace
-from .population import Member, PopulationSampler, Values, check_flag, check_number, ranking
+from ..space.search_space import Architecture, SearchSpace, Values
+from .population import Member, PopulationSampler, check_flag, check_number, ranking
 
 
 class EvolutionSampler(PopulationSampler):

@@ -6,20 +6,24 @@ was measured on coarse levels counts on fine ones, and a stopped search goes on 
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import UserError
-from ..space.hierarchy import best_architectures, interpolate, levels
+from ..space.hierarchy import interpolate, levels
 from ..space.search_space import Architecture, SearchSpace
 
 
 MAX_TRIES = 100
+
+TOP_ARCHITECTURES = 5
+"""Best architectures between which the next level interpolates, as in the public code."""
 
 
 class HierarchicalSampler(BaseSampler):
@@ -147,3 +151,12 @@ def _translated(trial: FrozenTrial, space: SearchSpace, layers: Architecture) ->
         distributions=space.distributions(),
         user_attrs=trial.user_attrs,
     )
+
+
+def best_architectures(
+    trials: Iterable[FrozenTrial], space: SearchSpace, direction: StudyDirection, count: int = TOP_ARCHITECTURES
+) -> list[Architecture]:
+    """The best different architectures of finished trials, by their first value, best first."""
+    sign = -1 if direction == StudyDirection.MAXIMIZE else 1
+    ranked = sorted(trials, key=lambda trial: (sign * trial.values[0], trial.number))
+    return list(dict.fromkeys(space.build(trial.params) for trial in ranked))[:count]

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..space.search_space import Architecture, SearchSpace, Value
-from .population import Member, PopulationSampler, Values, check_flag, check_number, ranking
+from ..space.search_space import Architecture, SearchSpace, Value, Values, draw_by_kind, random_values
+from .population import Member, PopulationSampler, check_flag, check_number, ranking
 
 
 class OperationPriority:
@@ -179,7 +179,7 @@ class OpNasSampler(PopulationSampler):
             return values
         name = rng.choice(names)
         options = [option for option in self.space.choices[name] if option != values[name]]
-        value = choose(name, options) if self.inter_priority else _draw(options, rng)
+        value = choose(name, options) if self.inter_priority else draw_by_kind(options, rng)
         return self.space.change(values, name, value, rng)
 
     def _intra_level(self, values: Values, choose: Callable, rng: random.Random) -> Values:
@@ -195,22 +195,9 @@ class OpNasSampler(PopulationSampler):
         return values
 
 
-def random_values(space: SearchSpace, rng: random.Random) -> Values:
-    """Normal values of a random architecture, every operation first by its kind and then by its parameters."""
-    return space.normalize({name: _draw(options, rng) for name, options in space.choices.items()})
-
-
 def _rescale(scores: np.ndarray) -> np.ndarray:
     """From 0, the worst, to 1, the best; infinite scores count as the finite ones next to them."""
     finite = scores[np.isfinite(scores)]
     if not len(finite) or finite.min() == finite.max():
         return np.zeros(len(scores))
     return (scores.clip(finite.min(), finite.max()) - finite.min()) / (finite.max() - finite.min())
-
-
-def _draw(options: Sequence[Value], rng: random.Random) -> Value:
-    """A random value, first by kind of operation: seven kernels of a convolution do not outvote one attention."""
-    kinds: dict[str, list[Value]] = {}
-    for option in options:
-        kinds.setdefault(str(option).partition("(")[0], []).append(option)
-    return rng.choice(rng.choice(list(kinds.values())))

@@ -17,11 +17,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import UserError
 from ..space.functional_hash import function_hash
-from ..space.search_space import Architecture, SearchSpace, Value
+from ..space.search_space import Architecture, SearchSpace, Values
 
-
-Values = Mapping[str, Value]
-"""Normal parameter values of an architecture, see `SearchSpace.normalize`."""
 
 MAX_TRIES = 50
 """Proposals that are drawn before one is accepted that is not feasible, or whose function a trial already has."""

@@ -7,17 +7,10 @@ combinations. `samplers/hierarchical.py` searches so.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from collections.abc import Sequence
 
 from ..errors import UserError
 from .search_space import Architecture, SearchSpace, Value
-
-
-TOP_ARCHITECTURES = 5
-"""Best architectures between which the next level interpolates, as in the public code."""
 
 
 def levels(space: SearchSpace) -> list[SearchSpace]:
@@ -43,15 +36,6 @@ def levels(space: SearchSpace) -> list[SearchSpace]:
     if not paired:
         raise UserError(f"hierarchy: no depth of {list(space.num_layers)} is even, layers cannot be stacked in pairs")
     return [dataclasses.replace(finest[0], num_layers=paired, layers_per_stack=2), *finest]
-
-
-def best_architectures(
-    trials: Iterable[FrozenTrial], space: SearchSpace, direction: StudyDirection, count: int = TOP_ARCHITECTURES
-) -> list[Architecture]:
-    """The best different architectures of finished trials, by their first value, best first."""
-    sign = -1 if direction == StudyDirection.MAXIMIZE else 1
-    ranked = sorted(trials, key=lambda trial: (sign * trial.values[0], trial.number))
-    return list(dict.fromkeys(space.build(trial.params) for trial in ranked))[:count]
 
 
 def interpolate(space: SearchSpace, architectures: Sequence[Architecture]) -> SearchSpace:

@@ -32,6 +32,9 @@ from .attention_space import GraphSpace
 Architecture = tuple[LayerSpec, ...]
 Value = str | int
 
+Values = Mapping[str, Value]
+"""Normal parameter values of an architecture, see `SearchSpace.normalize`."""
+
 
 @dataclass(frozen=True)
 class SearchSpace:
@@ -424,3 +427,16 @@ def _parse_operation(data: Any, path: str) -> Mapping[str, Any]:
         message = str(error).removeprefix("layers[0].operations[0]").removeprefix("layers[0]")
         raise UserError(f"{path}{message}") from None
     return {key: value for key, value in layers[0].operations[0].to_dict().items() if key != "num_heads"}
+
+
+def random_values(space: SearchSpace, rng: random.Random) -> Values:
+    """Normal values of a random architecture, every operation first by its kind and then by its parameters."""
+    return space.normalize({name: draw_by_kind(options, rng) for name, options in space.choices.items()})
+
+
+def draw_by_kind(options: Sequence[Value], rng: random.Random) -> Value:
+    """A random value, first by kind of operation: seven kernels of a convolution do not outvote one attention."""
+    kinds: dict[str, list[Value]] = {}
+    for option in options:
+        kinds.setdefault(str(option).partition("(")[0], []).append(option)
+    return rng.choice(rng.choice(list(kinds.values())))

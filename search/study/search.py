@@ -6,21 +6,15 @@ workers share; whoever starts the same command again goes on where the study sta
 """
 
 import math
-import os
 import random
-import socket
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
-import psutil
-import sqlalchemy
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
 from flexibert.spec import fingerprint, layers_to_dicts, parse_layers
@@ -31,6 +25,8 @@ from ..samplers import Feasible, create_sampler
 from ..samplers.hierarchical import HierarchicalSampler
 from ..space.functional_hash import function_fingerprint
 from ..space.search_space import Architecture, SearchSpace
+from .recovery import enqueue_again, retry_interrupted, this_worker
+from .trials import best_trial, diverged, finished, trial_folder
 
 
 MAX_FAILURES = 5
@@ -42,137 +38,6 @@ argument is the checkpoint to start from, if any."""
 
 FindSource = Callable[[Architecture, Sequence[tuple[Architecture, Path]]], Path | None]
 """Chooses, among trained architectures and their checkpoints, the one to start from."""
-
-
-def open_study(url: str, name: str, identity: Mapping[str, Any], directions: Mapping[str, str]) -> optuna.Study:
-    """Creates a study or continues the one of this name.
-
-    Args:
-        url: Storage, any that Optuna's RDBStorage takes (`sqlite:///...`, `postgresql://...`).
-        identity: What may not change while a study grows (space, objective, budgets); plain JSON.
-        directions: Metric -> "maximize" or "minimize", one per objective.
-
-    Raises:
-        UserError: The storage does not answer, or holds a study of this name with another identity.
-    """
-    storage = open_storage(url)
-    try:
-        study = optuna.create_study(study_name=name, storage=storage, directions=list(directions.values()))
-    except optuna.exceptions.DuplicatedStudyError:
-        study = optuna.load_study(study_name=name, storage=storage)
-        stored = _stored_identity(study)
-        changed = [key for key in identity if stored.get(key) != identity[key]]
-        if not changed:
-            return study
-        if stored or study.get_trials(deepcopy=False):
-            raise UserError(
-                f"run {name!r} exists with another {', '.join(changed)}; "
-                "give the same options to continue it, or another --name"
-            ) from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.set_metric_names(list(directions))
-    study.set_user_attr("identity", dict(identity))
-    return study
-
-
-def _stored_identity(study: optuna.Study) -> dict[str, Any]:
-    """The identity of a study; empty where whoever created it was killed before it came to that."""
-    for _ in range(20):
-        stored = study.user_attrs.get("identity")
-        if stored is not None or study.get_trials(deepcopy=False):
-            return stored or {}
-        time.sleep(0.1)  # another worker may have created it just now
-    return {}
-
-
-def open_storage(url: str, retries: int = 3) -> RDBStorage:
-    """Connects to a storage whose workers are noticed when they die; UserError where it does not answer."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            storage = RDBStorage(
-                url,
-                engine_kwargs={"connect_args": {"connect_timeout": 10}} if url.startswith("postgresql") else None,
-                heartbeat_interval=60,
-                grace_period=180,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
-            )
-    except Exception as error:  # sqlalchemy, its driver, or Optuna, each with classes of its own
-        if retries and ("already exists" in str(error) or isinstance(error, sqlalchemy.exc.IntegrityError)):
-            return open_storage(url, retries - 1)  # another worker has made the tables just now
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"storage {url} does not answer: {reason}") from None
-    if storage.engine.dialect.name == "sqlite":
-        # By default SQLite waits for the disk after each of the dozens of values of a trial, a second in all. With a
-        # write-ahead log a killed process loses nothing either; only a power cut may cost the last trial.
-        sqlalchemy.event.listen(storage.engine, "connect", _do_not_wait_for_the_disk)
-        storage.engine.dispose()
-    return storage
-
-
-def _do_not_wait_for_the_disk(connection, _) -> None:
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")
-
-
-def finished(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that trained an architecture, without repetitions of known ones."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return [trial for trial in trials if "duplicate_of" not in trial.user_attrs]
-
-
-def diverged(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials whose training failed, in contrast to those that were interrupted."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-    return [trial for trial in trials if "failure" in trial.user_attrs]
-
-
-def best_trial(study: optuna.Study) -> FrozenTrial | None:
-    """The finished trial with the highest score; the first objective is the score."""
-    return max(finished(study), key=lambda trial: trial.values[0], default=None)
-
-
-def trial_folder(run: Path, number: int, name: str) -> Path:
-    """Where a run keeps the checkpoint of a trial with this architecture fingerprint."""
-    return run / "trials" / f"{number:04d}-{name}"
-
-
-def this_worker() -> dict[str, Any]:
-    """Identity of this process among all that ever worked on a study."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
-
-
-def is_gone(worker: Mapping[str, Any]) -> bool:
-    """Whether a worker of this machine no longer runs; of other machines only their heartbeat tells."""
-    if worker.get("host") != socket.gethostname():
-        return False
-    try:
-        # When a process seems to have started follows the clock, which is corrected now and then.
-        return abs(psutil.Process(worker["pid"]).create_time() - worker["started"]) > 5
-    except psutil.NoSuchProcess:
-        return True
-
-
-def retry_interrupted(study: optuna.Study) -> int:
-    """Enqueues again what workers of this machine were killed in; returns how many trials."""
-    count = 0
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if is_gone(trial.user_attrs.get("worker", {})):
-            try:
-                study.tell(trial.number, state=TrialState.FAIL)
-            except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
-                continue  # another worker that starts now was faster
-            enqueue_again(study, trial.number)
-            count += 1
-    return count
-
-
-def enqueue_again(study: optuna.Study, number: int) -> None:
-    """Makes the architecture of a trial that was interrupted the next to be tried."""
-    trial = study.get_trials(deepcopy=False)[number]  # a running trial itself does not know what the sampler noted
-    level = {name: value for name, value in trial.user_attrs.items() if name == "level"}
-    study.enqueue_trial(trial.params, user_attrs=level)
 
 
 class Search:

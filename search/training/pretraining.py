@@ -5,16 +5,11 @@ functions of (seed, s), so a run that was killed continues from any checkpoint e
 saving generators or the position of a data loader. All processes draw the same global batch and take their share.
 """
 
-import hashlib
-import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,14 +17,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from transformers import PreTrainedConfig
 
 from ..errors import TrainingDiverged, UserError
-from ..files import reported
+from .masked_lm import IGNORED, MaskedLanguageModelling, mlm_loss, to_device
+from .state import load_checkpoint, model_digest, save_checkpoint, text_digest
 
 
-IGNORED = -100
-CHECKPOINT = "checkpoint"
 ADVICE = "a lower learning rate may help"
 
 
@@ -84,75 +77,6 @@ class PretrainingResult:
     tokens_per_second: float
     seconds: float
     losses: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class MaskedBatch:
-    """One batch of masked language modelling.
-
-    Attributes:
-        input_ids: (B, L), masked.
-        positions: (B * M,) where to predict, as indices into the flattened batch.
-        labels: (B * M,) what stood there.
-    """
-
-    input_ids: torch.Tensor
-    positions: torch.Tensor
-    labels: torch.Tensor
-
-
-class MaskedLanguageModelling:
-    """Batches of masked language modelling as a function of (seed, step).
-
-    Every sequence has the same number M of predicted tokens, so shapes are static and the mean over processes and
-    micro-batches is the mean over tokens.
-    """
-
-    def __init__(self, blocks: np.ndarray, tokenizer, mask_fraction: float, seed: int):
-        """blocks: (N, L) token ids."""
-        self.blocks = blocks
-        self.seed = seed
-        self.vocab_size = len(tokenizer)
-        self.mask_token_id = tokenizer.mask_token_id
-        self.special_ids = np.array(sorted(tokenizer.all_special_ids))
-        self.predictions = min(max(1, round(mask_fraction * blocks.shape[1])), blocks.shape[1] - 1)
-
-    def batch(self, step: int, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The global batch of a step: ids (B, L) masked, positions (B, M) within the sequence, labels (B, M)."""
-        first = step * batch_size
-        rows = [epoch_order(len(self.blocks), self.seed, (first + i) // len(self.blocks)) for i in range(batch_size)]
-        indices = [order[(first + i) % len(self.blocks)] for i, order in enumerate(rows)]
-        return self.mask(self.blocks[indices].astype(np.int64), np.random.default_rng([self.seed, 1, step]))
-
-    def mask(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Chooses M tokens per row of ids (B, L), never special ones, and masks them 80/10/10 as BERT does."""
-        scores = rng.random(ids.shape)
-        scores[np.isin(ids, self.special_ids)] = 2.0
-        positions = np.sort(np.argpartition(scores, self.predictions, axis=1)[:, : self.predictions], axis=1)
-        labels = np.take_along_axis(ids, positions, axis=1)
-        kind = rng.random(positions.shape)
-        random_ids = rng.integers(0, self.vocab_size, positions.shape)
-        replaced = np.where(kind < 0.8, self.mask_token_id, np.where(kind < 0.9, random_ids, labels))
-        masked = ids.copy()
-        np.put_along_axis(masked, positions, replaced, axis=1)
-        # A row of almost only special tokens offers fewer than M: those predictions do not count.
-        chosen = np.take_along_axis(scores, positions, axis=1)
-        return masked, positions, np.where(chosen < 2.0, labels, IGNORED)
-
-
-@lru_cache(maxsize=2)
-def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of the blocks in an epoch."""
-    return np.random.default_rng([seed, 0, epoch]).permutation(size)
-
-
-def to_device(arrays: tuple[np.ndarray, np.ndarray, np.ndarray], device: torch.device) -> MaskedBatch:
-    ids, positions, labels = arrays
-    flat = positions + np.arange(len(ids))[:, None] * ids.shape[1]
-    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in (ids, flat.ravel(), labels.ravel())]
-    if device.type == "cuda":  # A copy out of ordinary memory would wait for the device to finish its last step.
-        tensors = [tensor.pin_memory() for tensor in tensors]
-    return MaskedBatch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 
 
 def learning_rate(step: int, budget: PretrainingBudget) -> float:
@@ -280,12 +204,6 @@ def pretrain(
     )
 
 
-def mlm_loss(model, batch: MaskedBatch, **arguments) -> torch.Tensor:
-    """Mean negative log-likelihood of the predicted tokens, in nats."""
-    inputs = {"input_ids": batch.input_ids, "labels": batch.labels, "prediction_positions": batch.positions}
-    return model(**inputs, **arguments).loss
-
-
 def step_seed(seed: int, step: int, process: int) -> int:
     """Seed of everything that a process draws within a step, which is dropout."""
     return int(np.random.SeedSequence([seed, 2, step, process]).generate_state(1)[0])
@@ -332,62 +250,3 @@ def round_up(value: int, multiple: int) -> int:
 
 
 # --- checkpoints --------------------------------------------------------------------------------------------------
-
-
-def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, losses: list[float], identity: dict) -> None:
-    """Writes a checkpoint beside the last one and then puts it in its place, so that one good one always exists."""
-    aside, place, old = folder / f".{CHECKPOINT}-new", folder / CHECKPOINT, folder / f".{CHECKPOINT}-old"
-    if accelerator.is_main_process:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    try:
-        with reported(place, RuntimeError):  # That is what torch.save raises.
-            accelerator.save_state(str(aside))
-            if accelerator.is_main_process:
-                state = {"step": step, "losses": losses, **identity}
-                (aside / "pretraining.json").write_text(json.dumps(state), encoding="utf-8")
-    except UserError:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(old, ignore_errors=True)
-        if place.exists():
-            os.replace(place, old)
-        os.replace(aside, place)
-        shutil.rmtree(old, ignore_errors=True)
-    accelerator.wait_for_everyone()
-
-
-def model_digest(model: torch.nn.Module) -> str:
-    """Equal for models that compute the same: parameters of the same names and shapes, and the same configuration."""
-    shapes = [(name, *parameter.shape) for name, parameter in model.named_parameters()]
-    config = getattr(model, "config", None)  # a super-network has none, but one for every member
-    fields = config.to_dict() if isinstance(config, PreTrainedConfig) else {}
-    fields = {key: value for key, value in fields.items() if key not in ("transformers_version", "_name_or_path")}
-    return hashlib.sha256(repr((shapes, json.dumps(fields, sort_keys=True, default=str))).encode()).hexdigest()[:12]
-
-
-def text_digest(blocks: np.ndarray) -> str:
-    """Equal for the same number of blocks with the same tokens; a thousand of them are looked at."""
-    some = np.ascontiguousarray(blocks[:: max(1, len(blocks) // 1000)])
-    return hashlib.sha256(repr(blocks.shape).encode() + some.astype(np.int64).tobytes()).hexdigest()[:12]
-
-
-def load_checkpoint(accelerator: Accelerator, folder: Path | None, identity: dict) -> tuple[int, list[float]]:
-    """Restores the last checkpoint, if any; returns the steps done and their losses."""
-    if folder is None:
-        return 0, []
-    place, old = folder / CHECKPOINT, folder / f".{CHECKPOINT}-old"
-    if accelerator.is_main_process and not place.exists() and old.exists():  # killed between the two renames
-        os.replace(old, place)
-    accelerator.wait_for_everyone()
-    if not place.exists():
-        return 0, []
-    state = json.loads((place / "pretraining.json").read_text(encoding="utf-8"))
-    changed = [key for key in identity if state.get(key) != identity[key]]
-    if changed:
-        raise UserError(f"{place} is of a run with another {', '.join(changed)}; use the same or another folder")
-    accelerator.load_state(str(place))
-    return state["step"], state["losses"]

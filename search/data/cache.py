@@ -1,0 +1,32 @@
+"""What is made from a text is kept under a key of its content, so it is made once and is never out of date."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from datasets import Dataset
+from filelock import FileLock
+
+from ..files import replace_folder, reported
+from .corpus import documents
+
+
+def content_key(dataset: Dataset, *settings) -> str:
+    """Names what is made of a text: equal documents and settings have equal keys, on any machine."""
+    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=12)
+    for text in documents(dataset):
+        digest.update(text.encode())
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Lets `make` fill a folder unless it is there; of several processes one makes it, and the others wait."""
+    with reported(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                with replace_folder(folder) as aside:
+                    make(aside)
+    return folder

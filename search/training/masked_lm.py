@@ -1,0 +1,85 @@
+"""Masked language modelling: batches, masks and loss (BERT, arXiv 1810.04805, Section 3.1)."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class MaskedBatch:
+    """One batch of masked language modelling.
+
+    Attributes:
+        input_ids: (B, L), masked.
+        positions: (B * M,) where to predict, as indices into the flattened batch.
+        labels: (B * M,) what stood there.
+    """
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    labels: torch.Tensor
+
+
+class MaskedLanguageModelling:
+    """Batches of masked language modelling as a function of (seed, step).
+
+    Every sequence has the same number M of predicted tokens, so shapes are static and the mean over processes and
+    micro-batches is the mean over tokens.
+    """
+
+    def __init__(self, blocks: np.ndarray, tokenizer, mask_fraction: float, seed: int):
+        """blocks: (N, L) token ids."""
+        self.blocks = blocks
+        self.seed = seed
+        self.vocab_size = len(tokenizer)
+        self.mask_token_id = tokenizer.mask_token_id
+        self.special_ids = np.array(sorted(tokenizer.all_special_ids))
+        self.predictions = min(max(1, round(mask_fraction * blocks.shape[1])), blocks.shape[1] - 1)
+
+    def batch(self, step: int, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The global batch of a step: ids (B, L) masked, positions (B, M) within the sequence, labels (B, M)."""
+        first = step * batch_size
+        rows = [epoch_order(len(self.blocks), self.seed, (first + i) // len(self.blocks)) for i in range(batch_size)]
+        indices = [order[(first + i) % len(self.blocks)] for i, order in enumerate(rows)]
+        return self.mask(self.blocks[indices].astype(np.int64), np.random.default_rng([self.seed, 1, step]))
+
+    def mask(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Chooses M tokens per row of ids (B, L), never special ones, and masks them 80/10/10 as BERT does."""
+        scores = rng.random(ids.shape)
+        scores[np.isin(ids, self.special_ids)] = 2.0
+        positions = np.sort(np.argpartition(scores, self.predictions, axis=1)[:, : self.predictions], axis=1)
+        labels = np.take_along_axis(ids, positions, axis=1)
+        kind = rng.random(positions.shape)
+        random_ids = rng.integers(0, self.vocab_size, positions.shape)
+        replaced = np.where(kind < 0.8, self.mask_token_id, np.where(kind < 0.9, random_ids, labels))
+        masked = ids.copy()
+        np.put_along_axis(masked, positions, replaced, axis=1)
+        # A row of almost only special tokens offers fewer than M: those predictions do not count.
+        chosen = np.take_along_axis(scores, positions, axis=1)
+        return masked, positions, np.where(chosen < 2.0, labels, IGNORED)
+
+
+@lru_cache(maxsize=2)
+def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of the blocks in an epoch."""
+    return np.random.default_rng([seed, 0, epoch]).permutation(size)
+
+
+def to_device(arrays: tuple[np.ndarray, np.ndarray, np.ndarray], device: torch.device) -> MaskedBatch:
+    ids, positions, labels = arrays
+    flat = positions + np.arange(len(ids))[:, None] * ids.shape[1]
+    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in (ids, flat.ravel(), labels.ravel())]
+    if device.type == "cuda":  # A copy out of ordinary memory would wait for the device to finish its last step.
+        tensors = [tensor.pin_memory() for tensor in tensors]
+    return MaskedBatch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+
+
+def mlm_loss(model, batch: MaskedBatch, **arguments) -> torch.Tensor:
+    """Mean negative log-likelihood of the predicted tokens, in nats."""
+    inputs = {"input_ids": batch.input_ids, "labels": batch.labels, "prediction_positions": batch.positions}
+    return model(**inputs, **arguments).loss
