@@ -24,6 +24,7 @@ from search.samplers import SAMPLERS, create_sampler
 from search.space.hierarchy import interpolate, levels
 from search.space.search_space import SearchSpace
 from search.study.recovery import retry_interrupted
+from search.study.run_folder import RunFolder
 from search.study.search import Search
 from search.study.storage import open_study
 from search.study.trials import best_trial, finished
@@ -66,7 +67,8 @@ def make_search(tmp_path, evaluate, sampler="random", space=SPACE, name="run", *
     space = SearchSpace.from_dict(space)
     accelerator, progress = Accelerator(cpu=True), RunProgress(enabled=False)
     options = {"name": sampler}
-    return Search(study, space, options, evaluate, ("score_percent",), tmp_path, 0, accelerator, progress, **kwargs)
+    folder = RunFolder(tmp_path)
+    return Search(study, space, options, evaluate, ("score_percent",), folder, 0, accelerator, progress, **kwargs)
 
 
 def outcome(study):

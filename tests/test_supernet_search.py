@@ -25,6 +25,7 @@ from search.evaluation.supernet import SuperNetwork, load_supernet, random_membe
 from search.evaluation.supernet_evaluator import WRITERS, writers
 from search.progress import RunProgress
 from search.space.search_space import SearchSpace
+from search.study.run_folder import RunFolder
 from search.study.search import Search
 from search.study.storage import open_study
 from search.study.trials import finished
@@ -270,6 +271,8 @@ def test_the_same_function_is_never_trained_twice(tmp_path):
         study.enqueue_trial(parameters)
     progress = RunProgress(enabled=False)
     objectives = ("score_percent",)
-    Search(study, space, {"name": "random"}, evaluate, objectives, tmp_path, 0, Accelerator(cpu=True), progress).run(2)
+    Search(
+        study, space, {"name": "random"}, evaluate, objectives, RunFolder(tmp_path), 0, Accelerator(cpu=True), progress
+    ).run(2)
     assert seen[0] == space.build(first) and space.build(second) not in seen
     assert study.trials[1].user_attrs["duplicate_of"] == 0 and study.trials[1].values == [1.0]

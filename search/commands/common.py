@@ -25,6 +25,7 @@ from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..progress import RunProgress
 from ..recipe import Recipe
+from ..study.run_folder import CACHE
 from ..training.memory import keep_freed_memory
 from ..training.pretraining import PretrainingBudget
 
@@ -98,7 +99,7 @@ class Data:
 
 def load_data(recipe: Recipe, options, accelerator: Accelerator, progress: RunProgress, runs: Path) -> Data:
     """Loads text and tokenizer, first on the main process, which fills the caches, then on the others."""
-    cache = runs / ".cache"
+    cache = runs / CACHE
     length = recipe.pretraining.sequence_length
     with accelerator.main_process_first():
         corpus = load_corpus(recipe.corpus, recipe.corpus_config, options.text_column)

@@ -11,6 +11,7 @@ from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..files import replace_file, reported
 from ..metrics import RULES, average
+from ..study.run_folder import CACHE
 from ..training.finetuning import FinetuningBudget, FinetuningResult
 from ..training.finetuning_runs import finetune_tasks, summarize
 from .common import start
@@ -33,7 +34,7 @@ def main(options) -> None:
     trackers = {"report_to": list(options.report_to)} if options.report_to else {}
     with accelerator.main_process_first():
         corpus = load_corpus(options.corpus, options.corpus_config, options.text_column)
-        tokenizer = load_tokenizer(options.tokenizer or options.model, corpus, Path("runs") / ".cache")
+        tokenizer = load_tokenizer(options.tokenizer or options.model, corpus, Path("runs") / CACHE)
         tasks = load_tasks(options.tasks, corpus, options.glue, options.max_train_examples)
     scores = Scores(output)
     finetune_tasks(

@@ -19,6 +19,7 @@ from ..evaluation.model_config import build_config
 from ..files import check_place
 from ..progress import RunProgress, duration
 from ..recipe import load_recipe
+from ..study.run_folder import training_folder
 from ..training.pretraining import pretrain
 from .common import load_data, override, start, training_display
 
@@ -29,7 +30,7 @@ def main(options) -> None:
     fields = load_architecture(options.architecture)
     output = Path(options.output)
     check_place(output, "config.json", "checkpoint")  # now, not when all is trained
-    training = output.with_name(f"{output.name}.training")
+    training = training_folder(output)
     accelerator = start(options, output.parent)
     budget = recipe.pretraining
     with RunProgress(enabled=accelerator.is_main_process) as progress:

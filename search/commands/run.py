@@ -29,7 +29,7 @@ from ..samplers.population import PopulationSampler
 from ..space.hierarchy import levels
 from ..space.search_space import Architecture
 from ..study.recovery import this_worker
-from ..study.run_folder import best_folder, keep_best
+from ..study.run_folder import RunFolder
 from ..study.search import Search
 from ..study.storage import open_study
 from ..study.trials import best_trial, finished
@@ -51,18 +51,18 @@ def main(options) -> None:
         raise UserError("--transfer: candidates start either from a super-network or from trained encoders")
     if recipe.hierarchy:
         levels(recipe.space)  # nor a space without any
-    folder = Path(options.runs) / (options.name or Path(options.recipe).stem)
-    accelerator = start(options, folder)
+    folder = RunFolder(Path(options.runs) / (options.name or Path(options.recipe).stem))
+    accelerator = start(options, folder.path)
     study = None
     if accelerator.is_main_process:
-        url = options.storage or f"sqlite:///{folder / 'study.db'}"
+        url = options.storage or folder.storage
         study = open_study(url, folder.name, identity(recipe, options), objectives)
     with RunProgress(recipe.trials, accelerator.is_main_process) as progress:
         evaluator = build_evaluator(recipe, options, accelerator, progress, folder)
         evaluator.measure_latency = LATENCY in objectives or options.max_latency_ms is not None
 
         def after_trial() -> None:
-            keep_best(study, folder)
+            folder.keep_best(study)
             evaluator.update(study)
 
         search = Search(
@@ -131,10 +131,10 @@ def identity(recipe: Recipe, options) -> dict[str, Any]:
 
 
 def build_evaluator(
-    recipe: Recipe, options, accelerator: Accelerator, progress: RunProgress, folder: Path
+    recipe: Recipe, options, accelerator: Accelerator, progress: RunProgress, folder: RunFolder
 ) -> Evaluator:
     """An evaluator with the recipe's data, tasks and budgets."""
-    data = load_data(recipe, options, accelerator, progress, folder.parent)
+    data = load_data(recipe, options, accelerator, progress, folder.path.parent)
     with accelerator.main_process_first():
         tasks = load_tasks(recipe.tasks, data.corpus, options.glue, recipe.max_train_examples)
     create = Evaluator
@@ -175,10 +175,10 @@ def finetuning_options(recipe: Recipe, options) -> str:
     return " ".join(f"{option} {shlex.quote(value)}" for option, value in given.items() if value is not None)
 
 
-def conclude(study: optuna.Study, folder: Path, finetuning: str) -> None:
+def conclude(study: optuna.Study, folder: RunFolder, finetuning: str) -> None:
     """Writes summary and report, and says what was found and what can be done with it."""
-    replace_file(folder / "summary.json", json.dumps(summarise(study), indent=2, allow_nan=False))
-    write_report(study, folder / "report")
+    replace_file(folder.summary, json.dumps(summarise(study), indent=2, allow_nan=False))
+    write_report(study, folder.report)
     best = best_trial(study)
     if best is None:
         raise UserError("no trial finished, there is no encoder to keep")
@@ -186,10 +186,10 @@ def conclude(study: optuna.Study, folder: Path, finetuning: str) -> None:
     trials = finished(study)
     seconds = sum(trial.duration.total_seconds() for trial in trials)
     host = best.user_attrs["worker"]["host"]
-    if best_folder(study, folder) is None and host != this_worker()["host"]:
+    if folder.checkpoint(best) is None and host != this_worker()["host"]:
         print(f"the best of {len(trials)} trials, {best.number}, was trained on {host}; its checkpoint is there")
         return
-    checkpoint, python = folder / "best", interpreter()
+    checkpoint, python = folder.best, interpreter()
     load = (
         f"from transformers import pipeline; fill = pipeline('fill-mask', '{checkpoint}', trust_remote_code=True); "
         "print(fill('The result is a [MASK].'.replace('[MASK]', fill.tokenizer.mask_token)))"
@@ -200,7 +200,7 @@ def conclude(study: optuna.Study, folder: Path, finetuning: str) -> None:
         f"  trial {best.number}, architecture {best.user_attrs['fingerprint']}, score {metrics[SCORE]:.2f} %, "
         f"{metrics['parameters']:,} parameters",
         describe(parse_layers(best.user_attrs["layers"])),
-        f"  checkpoint {checkpoint}, report {folder / 'report' / 'report.md'}",
+        f"  checkpoint {checkpoint}, report {folder.report / 'report.md'}",
         "",
         "Try next:",
         f'  load it       {python} -c "{load}"',

@@ -14,6 +14,7 @@ from ..evaluation.supernet import DESCRIPTION, SuperNetwork, random_member, save
 from ..files import check_place
 from ..progress import RunProgress, duration
 from ..recipe import load_recipe
+from ..study.run_folder import training_folder
 from ..training.pretraining import pretrain
 from .common import interpreter, load_data, override, start, training_display
 
@@ -25,7 +26,7 @@ def main(options) -> None:
         raise UserError(f"recipe {options.recipe} has no space, so there is nothing to share weights in")
     output = Path(options.output)
     check_place(output, DESCRIPTION, "super-network")
-    training = output.with_name(f"{output.name}.training")
+    training = training_folder(output)
     # Every step trains other parameters, which data parallelism has to be told, and nothing stays to be compiled.
     uneven = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = start(options, output.parent, uneven)

@@ -18,7 +18,8 @@ from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 
 from ..errors import UserError
 from ..space.search_space import Architecture, SearchSpace
-from ..study.trials import finished, trial_folder
+from ..study.run_folder import RunFolder
+from ..study.trials import finished
 from .evaluator import Evaluator
 from .model_config import model_fields
 from .supernet import DESCRIPTION, load_supernet, save_supernet
@@ -42,7 +43,7 @@ class SuperNetworkEvaluator(Evaluator):
 
     space: SearchSpace
     supernet: Path
-    run: Path
+    run: RunFolder
 
     def __post_init__(self):
         network, _ = load_supernet(self.supernet)
@@ -74,7 +75,7 @@ class SuperNetworkEvaluator(Evaluator):
     @property
     def current(self) -> Path:
         """The super-network with all that was written back so far."""
-        copy = self.run / "supernet"
+        copy = self.run.supernet
         return copy if (copy / DESCRIPTION).is_file() else self.supernet
 
     def first_model(self, layers: Architecture) -> FlexiBertForMaskedLM:
@@ -90,13 +91,13 @@ class SuperNetworkEvaluator(Evaluator):
         done = description.get("written_back", [])
         new = []
         for trial in writers(finished(study)):
-            folder = trial_folder(self.run, trial.number, trial.user_attrs["fingerprint"])
-            if trial.number not in done and folder.is_dir():
+            folder = self.run.checkpoint(trial)
+            if trial.number not in done and folder is not None:
                 model = FlexiBertForMaskedLM.from_pretrained(folder)
                 network.write_back(model.config.layer_specs, model)
                 new.append(trial.number)
         if new:
-            save_supernet(network, self.tokenizer, self.run / "supernet", {**description, "written_back": done + new})
+            save_supernet(network, self.tokenizer, self.run.supernet, {**description, "written_back": done + new})
 
 
 def writers(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -55,6 +55,7 @@ from ..bayesopt.surrogate import Prediction
 from ..errors import UserError
 from ..space.search_space import Architecture, SearchSpace
 from . import boshnas_paper
+from .trials import PREDICTION, counts, is_repetition
 
 
 PARENTS = 5
@@ -155,7 +156,7 @@ class BoshnasSampler(optuna.samplers.BaseSampler):
         if belief is not None and not trial.system_attrs.get("fixed_params"):  # else another one will be trained
             sign = _signs(study)[0]
             prediction = {"mean": sign * belief[0], "standard_deviation": belief[1]}
-            study._storage.set_trial_user_attr(trial._trial_id, "prediction", prediction)
+            study._storage.set_trial_user_attr(trial._trial_id, PREDICTION, prediction)
         return {name: value for name, value in self.encoding.values(row).items() if name in search_space}
 
     def sample_independent(
@@ -183,11 +184,11 @@ def read_history(study: optuna.Study, trial: FrozenTrial, encoding: Encoding) ->
         if other.number == trial.number:
             continue
         seen.add(row.tobytes())
-        if "duplicate_of" in other.user_attrs:  # no measurement of its own
+        if is_repetition(other):
             continue
         if other.state == TrialState.RUNNING:
             pending.append(row)
-        elif other.state == TrialState.COMPLETE and np.isfinite(other.values).all():
+        elif counts(other):
             finished.append(row)
             scores.append(np.multiply(other.values, _signs(study)))
         elif other.state in (TrialState.COMPLETE, TrialState.FAIL):

@@ -13,11 +13,12 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from ..errors import UserError
 from ..space.hierarchy import interpolate, levels
 from ..space.search_space import Architecture, SearchSpace
+from .trials import LEVEL, counts
 
 
 MAX_TRIES = 100
@@ -83,7 +84,7 @@ class HierarchicalSampler(BaseSampler):
             least = level + 1
         if layers is None:
             raise reason
-        for name, value in {**attributes, "level": level}.items():
+        for name, value in {**attributes, LEVEL: level}.items():
             study._storage.set_trial_user_attr(trial._trial_id, name, value)
         values = self.space.parameters(layers)
         return {name: values[name] for name in search_space if name in values}
@@ -108,14 +109,14 @@ class HierarchicalSampler(BaseSampler):
     ) -> tuple[int, SearchSpace]:
         """The level whose turn it is, from `least`, and the part of the space that it searches; where nothing new is
         left in any, the last one without bounds."""
-        finished = [o for o in others if o.state == TrialState.COMPLETE and "duplicate_of" not in o.user_attrs]
-        reached = max((other.user_attrs.get("level", 1) for other in others), default=1)
+        finished = [other for other in others if counts(other)]
+        reached = max((other.user_attrs.get(LEVEL, 1) for other in others), default=1)
         due = 1 + len(finished) * len(self.levels) // self.trials
         for level in range(max(least, reached, min(due, len(self.levels))), len(self.levels) + 1):
             part = self.levels[level - 1]
-            if any(other.user_attrs.get("level", 1) < level for other in others):
+            if any(other.user_attrs.get(LEVEL, 1) < level for other in others):
                 # An enqueued trial has no level, and may be finer than this one.
-                before = [o for o in finished if o.user_attrs.get("level", 1) < level and known[o.number] in part]
+                before = [o for o in finished if o.user_attrs.get(LEVEL, 1) < level and known[o.number] in part]
                 part = interpolate(part, best_architectures(before, self.space, study.directions[0]))
             if part.size() > sum(layers in part for layers in set(known.values())):
                 return level, part

@@ -13,11 +13,12 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from ..errors import UserError
 from ..space.functional_hash import function_hash
 from ..space.search_space import Architecture, SearchSpace, Values
+from .trials import counts
 
 
 MAX_TRIES = 50
@@ -30,7 +31,7 @@ class Member:
 
     Attributes:
         number: Of the trial.
-        score: Its objective value, None where it has not finished well.
+        score: Its objective value, None where it does not count.
         values: Its normal parameter values.
         indices: Which of its values each parameter has, -1 where the parameter has no say.
         function: Equal for architectures that compute the same function.
@@ -151,7 +152,7 @@ def _read_member(trial: FrozenTrial, space: SearchSpace) -> Member:
     values = space.normalize(trial.params)
     active = set(space.active(values))
     indices = [options.index(values[name]) if name in active else -1 for name, options in space.choices.items()]
-    score = trial.value if trial.state == TrialState.COMPLETE else None
+    score = trial.value if counts(trial) else None
     return Member(trial.number, score, values, indices, function(values, space))
 
 

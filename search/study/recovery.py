@@ -9,6 +9,8 @@ import optuna
 import psutil
 from optuna.trial import TrialState
 
+from ..samplers.trials import LEVEL, WORKER
+
 
 def this_worker() -> dict[str, Any]:
     """Identity of this process among all that ever worked on a study."""
@@ -30,7 +32,7 @@ def retry_interrupted(study: optuna.Study) -> int:
     """Enqueues again what workers of this machine were killed in; returns how many trials."""
     count = 0
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if is_gone(trial.user_attrs.get("worker", {})):
+        if is_gone(trial.user_attrs.get(WORKER, {})):
             try:
                 study.tell(trial.number, state=TrialState.FAIL)
             except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
@@ -43,5 +45,5 @@ def retry_interrupted(study: optuna.Study) -> int:
 def enqueue_again(study: optuna.Study, number: int) -> None:
     """Makes the architecture of a trial that was interrupted the next to be tried."""
     trial = study.get_trials(deepcopy=False)[number]  # a running trial itself does not know what the sampler noted
-    level = {name: value for name, value in trial.user_attrs.items() if name == "level"}
+    level = {name: value for name, value in trial.user_attrs.items() if name == LEVEL}
     study.enqueue_trial(trial.params, user_attrs=level)

@@ -1,10 +1,7 @@
 """What a study found, as data: its results, the best ones, the Pareto front, and a summary for JSON.
 
-A completed trial carries its score as its first value and, as user attributes, "layers" (the layers as plain data),
-"fingerprint", "metrics" (a flat dictionary with units in the names) and possibly "duplicate_of" (the number of the
-trial that it repeats; such trials are left out), "prediction" ({"mean", "standard_deviation"}: what the sampler
-believed about the score before the trial) and "level" (of a hierarchical search, from 1). A failed trial may say why
-in "failure".
+A completed trial carries its score as its first value and the user attributes of `samplers/trials.py`, which also
+says which trials count.
 """
 
 import math
@@ -26,6 +23,17 @@ from optuna.trial import FrozenTrial, TrialState
 from flexibert.spec import LayerSpec, layers_to_dicts, parse_layers
 
 from ..errors import UserError
+from ..samplers.trials import (
+    DUPLICATE_OF,
+    FAILURE,
+    FINGERPRINT,
+    LAYERS,
+    LEVEL,
+    METRICS,
+    PREDICTION,
+    counts,
+    is_repetition,
+)
 
 
 COSTS = ("parameters", "latency_ms")
@@ -59,7 +67,7 @@ def read_results(study: optuna.Study) -> list[Result]:
         UserError: If one holds no architecture, so that the study is none of this package's.
     """
     trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-    return [_result(trial) for trial in trials if _problem(trial) is None]
+    return [_result(trial) for trial in trials if counts(trial)]
 
 
 def problems(study: optuna.Study) -> list[tuple[int, str]]:
@@ -70,10 +78,10 @@ def problems(study: optuna.Study) -> list[tuple[int, str]]:
 
 def count_trials(study: optuna.Study) -> dict[str, int]:
     """Trials by what became of them; those that repeat another are counted apart from the completed ones."""
-    counts = dict.fromkeys([*STATES.values(), "repeated"], 0)
+    numbers = dict.fromkeys([*STATES.values(), "repeated"], 0)
     for trial in study.get_trials(deepcopy=False):
-        counts["repeated" if "duplicate_of" in trial.user_attrs else STATES[trial.state.name.lower()]] += 1
-    return counts
+        numbers["repeated" if is_repetition(trial) else STATES[trial.state.name.lower()]] += 1
+    return numbers
 
 
 def objective_names(study: optuna.Study) -> list[str]:
@@ -161,29 +169,29 @@ def environment() -> dict[str, Any]:
 def _problem(trial: FrozenTrial) -> str | None:
     """Why a finished trial does not count, or None."""
     if trial.state == TrialState.FAIL:
-        return trial.user_attrs.get("failure", "failed without a reason; perhaps the process was killed")
-    if "duplicate_of" in trial.user_attrs:
-        return f"repeats trial {trial.user_attrs['duplicate_of']}"
-    if not all(math.isfinite(value) for value in trial.values):
-        return f"value {', '.join(map(str, trial.values))} is not finite"
-    return None
+        return trial.user_attrs.get(FAILURE, "failed without a reason; perhaps the process was killed")
+    if counts(trial):
+        return None
+    if is_repetition(trial):
+        return f"repeats trial {trial.user_attrs[DUPLICATE_OF]}"
+    return f"value {', '.join(map(str, trial.values))} is not finite"
 
 
 def _result(trial: FrozenTrial) -> Result:
     attributes = trial.user_attrs
-    if "layers" not in attributes or "fingerprint" not in attributes:
+    if LAYERS not in attributes or FINGERPRINT not in attributes:
         raise UserError(f"trial {trial.number} of the study holds no architecture, so it was no search of flexibert")
-    prediction = attributes.get("prediction")
+    prediction = attributes.get(PREDICTION)
     if prediction is not None and not all(math.isfinite(value) for value in prediction.values()):
         prediction = None
     return Result(
         number=trial.number,
         values=tuple(trial.values),
-        layers=parse_layers(attributes["layers"]),
-        fingerprint=attributes["fingerprint"],
-        metrics=attributes.get("metrics", {}),
+        layers=parse_layers(attributes[LAYERS]),
+        fingerprint=attributes[FINGERPRINT],
+        metrics=attributes.get(METRICS, {}),
         prediction=prediction,
-        level=attributes.get("level"),
+        level=attributes.get(LEVEL),
     )
 
 

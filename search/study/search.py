@@ -23,10 +23,12 @@ from ..errors import TrainingDiverged, UserError
 from ..progress import RunProgress
 from ..samplers import Feasible, create_sampler
 from ..samplers.hierarchical import HierarchicalSampler
+from ..samplers.trials import DUPLICATE_OF, FAILURE, FINGERPRINT, FUNCTION, LAYERS, METRICS, WORKER, is_repetition
 from ..space.functional_hash import function_fingerprint
 from ..space.search_space import Architecture, SearchSpace
 from .recovery import enqueue_again, retry_interrupted, this_worker
-from .trials import best_trial, diverged, finished, trial_folder
+from .run_folder import RunFolder
+from .trials import best_trial, diverged, finished
 
 
 MAX_FAILURES = 5
@@ -65,7 +67,7 @@ class Search:
         sampler: Mapping[str, Any],
         evaluate: Evaluate,
         objectives: tuple[str, ...],
-        folder: Path,
+        folder: RunFolder,
         seed: int,
         accelerator: Accelerator,
         progress: RunProgress,
@@ -124,13 +126,13 @@ class Search:
                 callbacks=[lambda study, trial: ended.append(trial)],  # noqa: B023
             )
             trial = ended[0]
-            repeats = repeats + 1 if trial.state == TrialState.PRUNED or "duplicate_of" in trial.user_attrs else 0
+            repeats = repeats + 1 if trial.state == TrialState.PRUNED or is_repetition(trial) else 0
             failures = failures + 1 if trial.state == TrialState.FAIL else 0
             if trial.state == TrialState.COMPLETE and not repeats and self.after_trial is not None:
                 self.after_trial()
             if failures >= MAX_FAILURES:
                 self._broadcast(None)  # else the other processes would wait for the next trial
-                raise UserError(f"{failures} trials in a row failed, the last one: {trial.user_attrs['failure']}")
+                raise UserError(f"{failures} trials in a row failed, the last one: {trial.user_attrs[FAILURE]}")
         if self.space.size() is not None and trials > self.space.size():
             self.progress.say(f"the space has {self.space.size()} architectures, all of them are trained")
 
@@ -149,24 +151,24 @@ class Search:
         return create(self.space)
 
     def _objective(self, trial: optuna.Trial) -> list[float]:
-        trial.set_user_attr("worker", this_worker())
+        trial.set_user_attr(WORKER, this_worker())
         layers = self.space.suggest(trial)
         name = fingerprint(layers)
-        trial.set_user_attr("layers", layers_to_dicts(layers))
+        trial.set_user_attr(LAYERS, layers_to_dicts(layers))
         # First said and then looked, so that of two workers with the same proposal at least one sees the other.
-        trial.set_user_attr("fingerprint", name)
-        trial.set_user_attr("function", function_fingerprint(layers))
+        trial.set_user_attr(FINGERPRINT, name)
+        trial.set_user_attr(FUNCTION, function_fingerprint(layers))
         known = self._known(layers, trial.number)
         if known is not None:
             if known.state != TrialState.COMPLETE:
                 time.sleep(random.random())  # two workers in step would step aside together for ever
                 raise optuna.TrialPruned("another worker trains the same architecture, or its training has failed")
-            trial.set_user_attr("duplicate_of", known.number)
+            trial.set_user_attr(DUPLICATE_OF, known.number)
             return known.values
         if not self._is_feasible(layers):
             raise optuna.TrialPruned("beyond the limits of the search")
         self.progress.start_trial(f"trial {trial.number} {name}")
-        folder = trial_folder(self.folder, trial.number, name)
+        folder = self.folder.trial(trial.number, name)
         source = self._source(layers)
         self._broadcast((layers_to_dicts(layers), folder, source))
         try:
@@ -175,13 +177,13 @@ class Search:
             if not all(map(math.isfinite, values)):
                 raise TrainingDiverged(f"the result is {values}")
         except TrainingDiverged as error:
-            trial.set_user_attr("failure", str(error))
+            trial.set_user_attr(FAILURE, str(error))
             self.progress.end_trial(None, str(error))
             raise
         except (KeyboardInterrupt, UserError):  # which say nothing about the architecture
             enqueue_again(self.study, trial.number)
             raise
-        trial.set_user_attr("metrics", metrics)
+        trial.set_user_attr(METRICS, metrics)
         self.progress.end_trial(values[0])
         return values
 
@@ -190,13 +192,11 @@ class Search:
         if self.find_source is None:
             return None
         trained = [
-            (
-                parse_layers(trial.user_attrs["layers"]),
-                trial_folder(self.folder, trial.number, trial.user_attrs["fingerprint"]),
-            )
+            (parse_layers(trial.user_attrs[LAYERS]), checkpoint)
             for trial in finished(self.study)
+            if (checkpoint := self.folder.checkpoint(trial)) is not None
         ]
-        return self.find_source(layers, [(ancestor, folder) for ancestor, folder in trained if folder.is_dir()])
+        return self.find_source(layers, trained)
 
     def _is_feasible(self, layers: Architecture) -> bool:
         return self.feasible is None or self.feasible(layers)
@@ -206,14 +206,14 @@ class Search:
         name, function = fingerprint(layers), function_fingerprint(layers)
         running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         for trial in (*finished(self.study), *running, *diverged(self.study)):
-            same = trial.user_attrs.get("fingerprint") == name or trial.user_attrs.get("function") == function
+            same = trial.user_attrs.get(FINGERPRINT) == name or trial.user_attrs.get(FUNCTION) == function
             if same and trial.number != number:
                 return trial
         return None
 
     def _enqueue_unseen(self, seed: int) -> bool:
         """Makes the next trial a random architecture whose function no trial has; False where none is found."""
-        seen = {trial.user_attrs.get("function") for trial in self.study.get_trials(deepcopy=False)}
+        seen = {trial.user_attrs.get(FUNCTION) for trial in self.study.get_trials(deepcopy=False)}
         rng = random.Random(seed)
         for _ in range(10_000):
             layers = self.space.sample(rng)

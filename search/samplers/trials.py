@@ -1,0 +1,49 @@
+"""What is noted of a trial, and which trials count.
+
+Samplers and study share these definitions. They stand here and not in `study/` because a study is told to samplers,
+never the other way round; `study/trials.py` has what only a running search asks.
+
+A trial of a search has these user attributes, each named by a constant below. Parameter values are the study's own.
+"""
+
+import math
+
+from optuna.trial import FrozenTrial, TrialState
+
+
+LAYERS = "layers"
+"""The architecture as plain data, see `flexibert.spec`."""
+
+FINGERPRINT = "fingerprint"
+"""Of the architecture."""
+
+FUNCTION = "function"
+"""Equal for architectures that compute the same function."""
+
+METRICS = "metrics"
+"""Flat dictionary with units in the names."""
+
+DUPLICATE_OF = "duplicate_of"
+"""Number of the trial whose values this one repeats: it was not trained and is no measurement."""
+
+FAILURE = "failure"
+"""Why the training of the architecture failed."""
+
+PREDICTION = "prediction"
+"""{"mean", "standard_deviation"} of the score, as the sampler believed before the trial, in the score's unit."""
+
+LEVEL = "level"
+"""Of a hierarchical search, from 1."""
+
+WORKER = "worker"
+"""Who trained it."""
+
+
+def counts(trial: FrozenTrial) -> bool:
+    """Whether a trial is a measurement: completed, of its own, and every value a finite number."""
+    return trial.state == TrialState.COMPLETE and not is_repetition(trial) and all(map(math.isfinite, trial.values))
+
+
+def is_repetition(trial: FrozenTrial) -> bool:
+    """Whether a trial has the values of an earlier one with the same architecture."""
+    return DUPLICATE_OF in trial.user_attrs
