@@ -10,7 +10,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .spec import LayerSpec, fingerprint, layers_to_dicts, parse_layers
+from .spec import Architecture, fingerprint, layers_to_dicts, parse_layers
 
 
 # A checkpoint opens with every head, also where this package is not installed.
@@ -102,7 +102,7 @@ class FlexiBertConfig(PreTrainedConfig):
             raise ValueError(f"rotary_base: {self.rotary_base} is not accepted, expected a number above 0")
         if self.unpad_inputs:
             for index, layer in enumerate(layers):
-                if any(operation.to_dict().get("mix_padding") for operation in layer.operations):
+                if any(operation.mixes_padding for operation in layer.operations):
                     raise ValueError(f"unpad_inputs: true is not accepted, layers[{index}] has mix_padding")
         self.auto_map = {**AUTO_MAP, **(self.auto_map or {})}
         super().__post_init__(**kwargs)
@@ -111,8 +111,8 @@ class FlexiBertConfig(PreTrainedConfig):
         parse_layers(self.layers)
 
     @property
-    def layer_specs(self) -> tuple[LayerSpec, ...]:
-        """The layers as immutable values."""
+    def layer_specs(self) -> Architecture:
+        """The layers as immutable values, parsed once for each content."""
         return parse_layers(self.layers)
 
     @property
@@ -127,7 +127,7 @@ class FlexiBertConfig(PreTrainedConfig):
     @property
     def hidden_size(self) -> int:
         """Width of the last layer, which is what heads and sentence embeddings see."""
-        return self.layers[-1]["hidden_size"]
+        return self.layer_specs[-1].hidden_size
 
     @property
     def num_attention_heads(self) -> int:
@@ -137,7 +137,7 @@ class FlexiBertConfig(PreTrainedConfig):
     @property
     def intermediate_size(self) -> int:
         """Width of the last layer's first feed-forward layer."""
-        return self.layers[-1]["feed_forward"][0]
+        return self.layer_specs[-1].feed_forward[0]
 
 
 __all__ = ["FlexiBertConfig"]

@@ -20,14 +20,21 @@ from typing import Any
 
 from .attention_graph import show
 from .configuration_flexibert import FlexiBertConfig
-from .spec import DynamicConvolution, LayerSpec, LinearTransform, OperationSpec, SelfAttention, parse_layers
+from .spec import (
+    ABBREVIATIONS,
+    Architecture,
+    DynamicConvolution,
+    LayerSpec,
+    LinearTransform,
+    OperationSpec,
+    SelfAttention,
+    parse_layers,
+)
 from .zoo import FLEXIBERT_FIELDS
 
 
-_PARAMETERS = {
-    "sa": {"sdp": "scaled_dot_product", "wma": "weighted_multiplicative"},
-    "l": {"dft": "fourier", "dct": "cosine"},
-}
+_PARAMETERS = {"sa": ("sdp", "wma"), "l": ("dft", "dct")}
+_LONG_NAMES = {short: name for name, short in ABBREVIATIONS.items()}
 _HEAD = re.compile(r"(sa|l|c)_([a-z]{1,9}|[0-9]{1,9})_([0-9]{1,9})")
 
 
@@ -48,7 +55,7 @@ def config_from_model_dict(model_dict: dict[str, Any], *, mix_padding: bool = Fa
     return FlexiBertConfig(layers=_parse_model_dict(model_dict, mix_padding), **{**FLEXIBERT_FIELDS, **overrides})
 
 
-def _parse_model_dict(model_dict: Any, mix_padding: bool) -> tuple[LayerSpec, ...]:
+def _parse_model_dict(model_dict: Any, mix_padding: bool) -> Architecture:
     if not isinstance(model_dict, dict):
         raise ValueError(f"model_dict: expected an object, got {show(model_dict)}")
     keys = ("l", "o", "h", "n", "f", "p") if "p" in model_dict else ("l", "o", "h", "f")
@@ -60,8 +67,7 @@ def _parse_model_dict(model_dict: Any, mix_padding: bool) -> tuple[LayerSpec, ..
     for key in keys[1:]:
         _list(model_dict[key], f"model_dict.{key}", length=depth)
     parse_layer = _standard_layer if "p" in model_dict else _hetero_layer
-    layers = [parse_layer(model_dict, index, mix_padding) for index in range(depth)]
-    return parse_layers(layers, "model_dict: layers")
+    return parse_layers([parse_layer(model_dict, index, mix_padding) for index in range(depth)], "model_dict: layers")
 
 
 def _standard_layer(model_dict: dict[str, Any], index: int, mix_padding: bool) -> LayerSpec:
@@ -76,7 +82,7 @@ def _standard_layer(model_dict: dict[str, Any], index: int, mix_padding: bool) -
     if kind == "c" and num_heads % 2:
         raise ValueError(f"{path}: {show(num_heads)} is odd, but half of the heads of a c layer are attention")
     operation = _operation(kind, parameter, num_heads, False, mix_padding, f"model_dict.p[{index}]")
-    return LayerSpec(hidden_size, (operation,), feed_forward)
+    return LayerSpec(hidden_size, (operation,), feed_forward, path=f"model_dict: layers[{index}]")
 
 
 def _hetero_layer(model_dict: dict[str, Any], index: int, mix_padding: bool) -> LayerSpec:
@@ -100,11 +106,12 @@ def _hetero_layer(model_dict: dict[str, Any], index: int, mix_padding: bool) -> 
         position += count
     head_size = int(matches[0][3])
     default = head_size * len(heads) == hidden_size
-    return LayerSpec(hidden_size, tuple(operations), feed_forward, None if default else head_size)
+    path = f"model_dict: layers[{index}]"
+    return LayerSpec(hidden_size, tuple(operations), feed_forward, None if default else head_size, path=path)
 
 
 def _operation(kind: str, parameter: Any, num_heads: int, hetero: bool, mix_padding: bool, path: str) -> OperationSpec:
-    shared = {"source": "head" if hetero else "layer", "mix_padding": mix_padding}
+    shared: dict[str, Any] = {"source": "head" if hetero else "layer", "mix_padding": mix_padding, "path": path}
     if kind == "c":
         kernel_size = _size(parameter, path, odd=True)
         return DynamicConvolution(
@@ -114,8 +121,8 @@ def _operation(kind: str, parameter: Any, num_heads: int, hetero: bool, mix_padd
     if not isinstance(parameter, str) or parameter not in known:
         raise ValueError(f"{path}: {show(parameter)} is not accepted with {kind}, known: {', '.join(known)}")
     if kind == "sa":
-        return SelfAttention(num_heads, known[parameter])
-    return LinearTransform(num_heads, known[parameter], norm="backward", relative_attention=True, **shared)
+        return SelfAttention(num_heads, _LONG_NAMES[parameter], path=path)
+    return LinearTransform(num_heads, _LONG_NAMES[parameter], norm="backward", relative_attention=True, **shared)
 
 
 def _widths(model_dict: dict[str, Any], index: int) -> tuple[int, tuple[int, ...]]:

@@ -326,11 +326,7 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
 
 def softmax_attention_only(config: FlexiBertConfig) -> bool:
     """Whether every operation is a softmax over keys, which any mask of pairs of tokens can be applied to."""
-    return all(
-        operation.op in ("self_attention", "attention_graph") and operation.scores_positions
-        for layer in config.layer_specs
-        for operation in layer.operations
-    )
+    return all(operation.is_softmax_attention for layer in config.layer_specs for operation in layer.operations)
 
 
 def padding_mask(attention_mask: torch.Tensor | None, device) -> torch.Tensor | None:

@@ -16,6 +16,7 @@ from typing import Any
 from .attention_graph import GRAPHS, show
 from .configuration_flexibert import FlexiBertConfig
 from .spec import (
+    Architecture,
     DynamicConvolution,
     LayerSpec,
     LightweightConvolution,
@@ -23,11 +24,10 @@ from .spec import (
     OperationSpec,
     SearchedAttention,
     SelfAttention,
-    parse_layers,
 )
 
 
-def _layers(depth: int, hidden_size: int, operation: OperationSpec, *feed_forward: int) -> tuple[LayerSpec, ...]:
+def _layers(depth: int, hidden_size: int, operation: OperationSpec, *feed_forward: int) -> Architecture:
     return depth * (LayerSpec(hidden_size, (operation,), feed_forward),)
 
 
@@ -41,7 +41,7 @@ def _convolution(num_heads: int) -> DynamicConvolution:
     return DynamicConvolution(num_heads, kernel_size=9, mixed_attention=True)
 
 
-def _autobert_zero(blocks: Iterable[int], hidden_size: int, num_heads: int) -> tuple[LayerSpec, ...]:
+def _autobert_zero(blocks: Iterable[int], hidden_size: int, num_heads: int) -> Architecture:
     """Blocks of a convolution and the searched attention that follows it."""
     feed_forward = (4 * hidden_size,)
     layers: list[LayerSpec] = []
@@ -61,7 +61,7 @@ _AUTOBERT_ZERO_BLOCKS = (
     (3, "autobert-zero-layer-12"),
 )
 
-ARCHITECTURES: dict[str, tuple[LayerSpec, ...]] = {
+ARCHITECTURES: dict[str, Architecture] = {
     "bert-tiny": _layers(2, 128, SelfAttention(2), 512),
     "bert-mini": _layers(4, 256, SelfAttention(4), 1024),
     "bert-small": _layers(4, 512, SelfAttention(8), 2048),
@@ -117,7 +117,7 @@ def list_architectures(pattern: str = "*") -> list[str]:
     return [name for name in ARCHITECTURES if fnmatch.fnmatchcase(name, pattern)]
 
 
-def architecture(name: str) -> tuple[LayerSpec, ...]:
+def architecture(name: str) -> Architecture:
     """The layers of a named architecture; `FlexiBertConfig(layers=architecture(name))` makes a model of it.
 
     Raises:
@@ -126,7 +126,7 @@ def architecture(name: str) -> tuple[LayerSpec, ...]:
     if not isinstance(name, str) or name not in ARCHITECTURES:
         close = difflib.get_close_matches(str(name), ARCHITECTURES, n=3)
         raise ValueError(f"unknown architecture {show(name)}, known: {', '.join(close or ARCHITECTURES)}")
-    return parse_layers(ARCHITECTURES[name])
+    return ARCHITECTURES[name]
 
 
 def named_config(name: str, **overrides) -> FlexiBertConfig:

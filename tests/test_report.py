@@ -252,7 +252,7 @@ def test_share_of_heads():
 def test_operations_have_colours_of_their_own():
     groups = [operation for layers in SPECS.values() for spec in parse_layers(layers) for operation in spec.operations]
     colors = plots._operation_colors(groups)
-    assert set(colors) == {describe.operation_name(group) for group in groups}
+    assert set(colors) == {group.name for group in groups}
     assert len(set(colors.values())) == len(colors)
 
 

@@ -1,10 +1,14 @@
 """Layer specs: round trips, identity, defaults, and one clear line for each kind of mistake."""
 
+import dataclasses
 import json
+import pickle
+import re
 
 import pytest
 from conftest import EVERY_OPERATION, GENERAL_GRAPH, SPECS, layer, op
 
+from flexibert import FlexiBertConfig
 from flexibert.operations import OPERATION_CLASSES
 from flexibert.spec import (
     OPERATIONS,
@@ -18,6 +22,9 @@ from flexibert.spec import (
     layers_to_dicts,
     parse_layers,
 )
+from search.artifacts.describe import head_group
+from search.artifacts.plots import FAMILY_COLORS
+from search.similarity.computational_graph import KINDS, head_label, label_order
 
 
 @pytest.mark.parametrize("layers", [*SPECS.values(), EVERY_OPERATION])
@@ -55,8 +62,105 @@ def test_layers_built_from_classes():
     assert parse_layers([spec]) == (spec,)
     assert (spec.num_heads, spec.mixing_size) == (4, 48)
     assert spec.to_dict()["operations"][1] == {"op": "linear_transform", "num_heads": 1, "transform": "cosine"}
-    with pytest.raises(ValueError, match=r"^layers\[0\]\.operations\[0\]\.kernel_size: 4 is not accepted"):
-        parse_layers([LayerSpec(48, (DynamicConvolution(4, 4),), (64,))])
+    assert parse_layers((spec,))[0] is spec
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: SelfAttention(2, "nonsense"), "self_attention.similarity: 'nonsense' is not accepted, known: "),
+        (lambda: SelfAttention(0), "self_attention.num_heads: 0 is not accepted"),
+        (lambda: DynamicConvolution(4, 4), "dynamic_convolution.kernel_size: 4 is not accepted, expected an odd"),
+        (lambda: DynamicConvolution(3, mixed_attention=True), "dynamic_convolution.num_heads: 3 is odd"),
+        (lambda: SearchedAttention(2, ("a = neg(b)",)), "attention_graph.nodes[0]: 'b' is not defined before"),
+        (lambda: LayerSpec(256, (SelfAttention(3),), (512,)), "layer.hidden_size: 256 is not a multiple of the 3"),
+        (lambda: LayerSpec(256, (), (512,)), "layer.operations: expected a list of 1 to 1024 items"),
+        (lambda: LayerSpec(256, (3,), (512,)), "layer.operations[0]: not an operation 3, known: "),
+        (lambda: LayerSpec(256, (SelfAttention(2),), (0,)), "layer.feed_forward[0]: 0 is not accepted"),
+        (lambda: LayerSpec(8, (LinearTransform(1, source="layer"),), (8,), 4), "layer.operations[0].source: 'layer'"),
+        (lambda: dataclasses.replace(LayerSpec(8, (SelfAttention(2),), (8,)), hidden_size=9), "layer.hidden_size: 9"),
+        (lambda: LayerSpec(9, (SelfAttention(2),), (8,), path="net.layers[3]"), "net.layers[3].hidden_size: 9 is not"),
+    ],
+)
+def test_specs_are_valid_by_construction(make, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        make()
+
+
+def test_there_is_one_form_of_a_spec():
+    spec = LayerSpec(48, [SelfAttention(2), {"op": "linear_transform", "num_heads": 2}], [64])
+    assert spec == LayerSpec(48, (SelfAttention(2), LinearTransform(2)), (64,))
+    assert hash(spec) == hash(dataclasses.replace(spec)) == hash(pickle.loads(pickle.dumps(spec)))
+    assert SearchedAttention(1, ("x = neg(q)", "y = neg(x)", "z = add(k, y)")).nodes == ("t0 = add(k, q)",)
+
+
+def test_equal_data_is_parsed_once(monkeypatch):
+    """By content, so that data which is changed in place is read anew; types count, so that 32.0 is not 32."""
+    parsed = []
+    parse = LayerSpec.from_dict.__func__
+    monkeypatch.setattr(LayerSpec, "from_dict", classmethod(lambda *args: parsed.append(args) or parse(*args)))
+    data = json.loads(json.dumps(SPECS["homogeneous"]))
+    data[0]["feed_forward"] = [41]
+    first = parse_layers(data)
+    assert len(parsed) == len(data)
+    assert parse_layers(json.loads(json.dumps(data))) is first
+    assert parse_layers([dict(reversed(layer.items())) for layer in data]) is first
+    assert len(parsed) == len(data)
+    data[0]["feed_forward"][0] = 43
+    assert parse_layers(data)[0].feed_forward == (43,)
+    data[0]["feed_forward"][0] = 43.0
+    with pytest.raises(ValueError, match=r"^layers\[0\]\.feed_forward\[0\]: 43\.0 is not accepted"):
+        parse_layers(data)
+
+
+# --- what others know about an operation --------------------------------------------------------------------------
+
+MEMBERS = [
+    operation
+    for layers in (*SPECS.values(), EVERY_OPERATION)
+    for layer_spec in parse_layers(layers)
+    for operation in layer_spec.operations
+]
+
+
+@pytest.mark.parametrize("operation", dict.fromkeys(MEMBERS), ids=lambda operation: operation.op)
+def test_an_operation_says_what_others_have_to_know(operation):
+    cls = type(operation)
+    fields = {f.name for f in dataclasses.fields(cls)}
+    assert OPERATIONS[operation.op] is cls
+    assert {"op", "symbol", "searched", "name"} <= vars(cls).keys(), "said by the operation itself"
+    assert operation.searched in fields - {"num_heads"}
+    assert operation.name and operation.name[0] != "<" and str(operation.num_heads) not in operation.name.split()
+    assert isinstance(operation.parameter, str | int) and operation.parameter
+    assert operation.mixes_padding == ("mix_padding" in fields and operation.mix_padding)
+    assert bool(operation.taps) == ("kernel_size" in fields)
+    assert operation.scores_positions or not operation.is_softmax_attention
+    assert (operation.graph is None) == ("nodes" not in fields)
+    # Kernels have their taps where the spec says.
+    spec = LayerSpec(operation.num_heads * 4, (operation,), (8,))
+    module = OPERATION_CLASSES[operation.op](FlexiBertConfig(layers=[spec]), spec, operation)
+    parameters = dict(module.named_parameters())
+    assert operation.taps.keys() <= parameters.keys()
+    for name, parameter in parameters.items():
+        shape, axis = operation.split_taps(name, parameter.shape)
+        assert parameter.view(shape).shape == shape
+        assert (axis is None) == (name not in operation.taps)
+        assert axis is None or shape[axis] == operation.kernel_size
+    # Readers: the picture, the words, the graph and its label.
+    assert re.fullmatch(r"#[0-9A-F]{6}", FAMILY_COLORS[operation.op])
+    assert head_group(operation).startswith(f"{operation.num_heads} × {operation.name}")
+    label = head_label(operation, spec)
+    assert label.kind == operation.symbol and label_order(label)[0] == KINDS.index(operation.symbol)
+
+
+def test_operations_are_told_apart():
+    assert {type(operation) for operation in MEMBERS} == set(OPERATIONS.values())
+    assert len({cls.symbol for cls in OPERATIONS.values()}) == len(OPERATIONS)
+    assert len({FAMILY_COLORS[op] for op in OPERATIONS}) == len(OPERATIONS)
+    names = {(operation.op, operation.name) for operation in MEMBERS}
+    assert len({name for _, name in names}) == len(names)
+    parameters = {(operation.op, operation.parameter): operation.name for operation in MEMBERS if not operation.graph}
+    assert len(set(parameters.values())) == len(parameters), "what is searched shows in the name"
 
 
 def test_projections_of_an_operation():

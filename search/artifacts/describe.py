@@ -3,14 +3,7 @@
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from flexibert.spec import (
-    DynamicConvolution,
-    LayerSpec,
-    LightweightConvolution,
-    LinearTransform,
-    OperationSpec,
-    SelfAttention,
-)
+from flexibert.spec import LayerSpec, OperationSpec
 
 
 UNITS = {"percent": "%", "nats": "nats", "ms": "ms", "seconds": "s", "tokens": "tokens", "mib": "MiB"}
@@ -38,25 +31,11 @@ def number(value) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def operation_name(operation: OperationSpec) -> str:
-    """The operation and the parameter that FlexiBERT and AutoBERT-Zero search, without its other options."""
-    match operation:
-        case SelfAttention(similarity=similarity):
-            return f"self-attention ({similarity.replace('_', ' ')})"
-        case LinearTransform(transform=transform):
-            return f"{transform.replace('fourier', 'Fourier')} transform"
-        case DynamicConvolution(kernel_size=kernel_size):
-            return f"dynamic convolution (kernel {kernel_size})"
-        case LightweightConvolution(kernel_size=kernel_size):
-            return f"lightweight convolution (kernel {kernel_size})"
-    return "searched attention"
-
-
 def head_group(operation: OperationSpec) -> str:
     """A group of heads with all options that are not the default: "2 × cosine transform, source layer"."""
-    searched = {"op", "num_heads", "similarity", "transform", "kernel_size", "nodes"}
-    options = [f"{key} {value}".lower() for key, value in operation.to_dict().items() if key not in searched]
-    return ", ".join([f"{operation.num_heads} × {operation_name(operation)}", *(o.replace("_", " ") for o in options)])
+    said = {"op", "num_heads", operation.searched}
+    options = [f"{key} {value}".lower() for key, value in operation.to_dict().items() if key not in said]
+    return ", ".join([f"{operation.num_heads} × {operation.name}", *(o.replace("_", " ") for o in options)])
 
 
 def widths(layers: Sequence[LayerSpec]) -> str:
@@ -83,21 +62,17 @@ def layer_table(layers: Sequence[LayerSpec]) -> str:
 def graph_lines(layers: Sequence[LayerSpec]) -> str:
     """Markdown with the searched attention of an encoder, one block of code for each graph; empty without any."""
     blocks = [
-        f"Layer {span}, {operation.num_heads} heads:\n\n```text\n" + "\n".join(operation.nodes) + "\n```"
+        f"Layer {span}, {operation.num_heads} heads:\n\n```text\n" + "\n".join(operation.graph.lines) + "\n```"
         for span, layer in _spans(layers)
         for operation in layer.operations
-        if operation.op == "attention_graph"
+        if operation.graph is not None
     ]
     return "\n\n".join(blocks)
 
 
 def padding_behaviour(layers: Sequence[LayerSpec]) -> str:
     """What padding does to the output of an encoder, in a sentence."""
-    spans = [
-        span
-        for span, layer in _spans(layers)
-        if any(operation.to_dict().get("mix_padding") for operation in layer.operations)
-    ]
+    spans = [span for span, layer in _spans(layers) if any(operation.mixes_padding for operation in layer.operations)]
     if not spans:
         return "No operation mixes padding: what a token gets does not depend on how far its row is padded."
     return (

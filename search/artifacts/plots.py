@@ -5,6 +5,7 @@ for lighter shades); markers and lightness say the same again.
 Figures are made without pyplot, so nothing global changes and nothing needs a display.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -14,20 +15,14 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-from flexibert.spec import LayerSpec, OperationSpec
-
-from .describe import operation_name
+from flexibert.spec import OPERATIONS, LayerSpec, OperationSpec
 
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#A8497F", "#8A8F98"
+SKY, YELLOW = "#56B4E9", "#F0E442"
 
-FAMILY_COLORS = {
-    "self_attention": BLUE,
-    "linear_transform": ORANGE,
-    "dynamic_convolution": GREEN,
-    "lightweight_convolution": PURPLE,
-    "attention_graph": VERMILLION,
-}
+FAMILY_COLORS = dict(zip(OPERATIONS, itertools.cycle((BLUE, ORANGE, GREEN, PURPLE, VERMILLION, SKY, YELLOW, GREY))))
+"""Tag of an operation -> its hue."""
 
 _TRIAL = {"s": 34, "color": BLUE, "edgecolor": "white", "linewidth": 0.6, "zorder": 3}
 
@@ -179,7 +174,7 @@ def _shares(layers: Sequence[LayerSpec]) -> Counter:
     shares: Counter = Counter()
     for layer in layers:
         for operation in layer.operations:
-            shares[operation_name(operation)] += operation.num_heads / layer.num_heads / len(layers)
+            shares[operation.name] += operation.num_heads / layer.num_heads / len(layers)
     return shares
 
 
@@ -187,7 +182,8 @@ def _operation_colors(operations: Sequence[OperationSpec]) -> dict[str, tuple[fl
     """Operation name -> colour: a hue for each family, a lightness for each member in use."""
     members: dict[str, set[tuple]] = {op: set() for op in FAMILY_COLORS}
     for operation in operations:
-        members[operation.op].add((getattr(operation, "kernel_size", 0), operation_name(operation)))
+        size = operation.parameter if isinstance(operation.parameter, int) else 0  # of a kernel
+        members[operation.op].add((size, operation.name))
     return {
         name: _lighten(FAMILY_COLORS[op], 0.65 * index / max(len(names) - 1, 1))
         for op, names in members.items()

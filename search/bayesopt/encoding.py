@@ -12,8 +12,10 @@ from functools import cached_property
 
 import numpy as np
 
+from flexibert.spec import Architecture
+
 from ..similarity.transformer2vec import ArchitectureEmbedding
-from ..space.search_space import Architecture, SearchSpace, Value
+from ..space.search_space import SearchSpace, Value
 
 
 _REFERENCE_MEMBERS = 512

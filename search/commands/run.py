@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from accelerate import Accelerator
 
-from flexibert.spec import parse_layers
+from flexibert.spec import Architecture, parse_layers
 
 from ..artifacts.describe import head_group
 from ..artifacts.report import summarise, write_report
@@ -27,7 +27,6 @@ from ..recipe import Recipe, load_recipe
 from ..samplers import Feasible, create_sampler
 from ..samplers.population import PopulationSampler
 from ..space.hierarchy import levels
-from ..space.search_space import Architecture
 from ..study.recovery import this_worker
 from ..study.run_folder import RunFolder
 from ..study.search import Search

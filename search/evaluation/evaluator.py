@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
+from flexibert.spec import Architecture
 
 from ..artifacts.checkpoint import save_checkpoint
 from ..artifacts.model_card import CardFacts, Score, write_card
@@ -21,7 +22,6 @@ from ..cost import count_parameters, measure_latency_ms
 from ..data.tasks import Task
 from ..metrics import GLUE_TASKS
 from ..progress import RunProgress
-from ..space.search_space import Architecture
 from ..training.finetuning import FinetuningBudget, FinetuningResult, finetune
 from ..training.pretraining import PretrainingBudget, PretrainingResult, pretrain
 from .cards import pretraining_card

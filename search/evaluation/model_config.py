@@ -6,9 +6,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from flexibert import FlexiBertConfig
+from flexibert.spec import Architecture
 
 from ..errors import UserError
-from ..space.search_space import Architecture
 
 
 def build_config(

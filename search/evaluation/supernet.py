@@ -33,11 +33,11 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 from flexibert.modeling_flexibert import PROJECTIONS
-from flexibert.spec import LayerSpec, OperationSpec, SearchedAttention
+from flexibert.spec import Architecture, LayerSpec, OperationSpec, SearchedAttention
 
 from ..errors import UserError
 from ..files import replace_folder
-from ..space.search_space import Architecture, SearchSpace, operation_label, random_values
+from ..space.search_space import SearchSpace, operation_label, random_values
 
 
 WEIGHTS, DESCRIPTION = "supernet.safetensors", "supernet.json"
@@ -50,9 +50,6 @@ LARGEST_GRAPH = (
     "out = matmul(weights, values)",
 )
 """A graph that needs all that a graph can need: every projection, and positions to score."""
-
-TAPS = {"weight": 1, "depthwise.weight": 2, "kernel.weight": 1, "kernel.bias": 1}
-"""Parameter of a convolution -> the dimension of its taps. Rows of `kernel` are first split into heads and taps."""
 
 
 @dataclass(frozen=True)
@@ -179,17 +176,12 @@ class SuperNetwork(nn.Module):
                         yield piece, parameter
 
     def _largest_layer(self, operation: Mapping[str, Any], heads: int) -> LayerSpec:
-        group = {key: value for key, value in operation.items() if key != "graph"}
         if operation["op"] == SearchedAttention.op:
-            group["nodes"] = LARGEST_GRAPH
-        feed_forward = [max(self.space.feed_forward_size)] * max(self.space.feed_forward_depth)
-        data = {
-            "hidden_size": max(self.space.hidden_size),
-            "operations": [{**group, "num_heads": heads}],
-            "feed_forward": feed_forward,
-            "head_size": self.space.head_size,
-        }
-        return LayerSpec.from_dict(data)
+            group: OperationSpec = SearchedAttention(heads, LARGEST_GRAPH)
+        else:
+            group = OperationSpec.from_dict({**operation, "num_heads": heads})
+        feed_forward = (max(self.space.feed_forward_size),) * max(self.space.feed_forward_depth)
+        return LayerSpec(max(self.space.hidden_size), (group,), feed_forward, self.space.head_size)
 
     def _probe(self, layer: LayerSpec, frame: bool = False) -> FlexiBertForMaskedLM:
         """An encoder of this layer, whose first weights become shared ones; with a vocabulary only for the frame."""
@@ -234,9 +226,7 @@ class SuperNetwork(nn.Module):
         if name.startswith("mixer.operations."):
             _, _, group, parameter = name.split(".", 3)
             operation = layer.operations[int(group)]
-            taps = TAPS.get(parameter) if hasattr(operation, "kernel_size") else None
-            if parameter.startswith("kernel."):
-                shape = (operation.projected_heads, operation.kernel_size, *shape[1:])
+            shape, taps = operation.split_taps(parameter, shape)
             return [piece(operation, f"mixer.operations.{parameter}", *shape, taps=taps)], 0
         if name.startswith("mixer.distance_embedding."):
             return [piece(next(group for group in layer.operations if group.scores_positions), name, *shape)], 0

@@ -15,9 +15,10 @@ from optuna.trial import FrozenTrial
 from transformers import AutoTokenizer
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
+from flexibert.spec import Architecture
 
 from ..errors import UserError
-from ..space.search_space import Architecture, SearchSpace
+from ..space.search_space import SearchSpace
 from ..study.run_folder import RunFolder
 from ..study.trials import finished
 from .evaluator import Evaluator

@@ -92,13 +92,11 @@ class Projections(dict):
 
 def with_taps(name: str, tensor: torch.Tensor, layer: LayerSpec) -> tuple[torch.Tensor, int | None]:
     """A view in which the taps of a convolution's kernels have an axis of their own, and that axis, if it has taps."""
-    operation = re.search(r"\.mixer\.operations\.(\d+)\.(.+)", name)
-    taps = getattr(layer.operations[int(operation[1])], "kernel_size", None) if operation else None
-    if taps and operation[2] in ("kernel.weight", "kernel.bias"):  # a row for every head and tap
-        return tensor.unflatten(0, (-1, taps)), 1
-    if taps and operation[2] in ("weight", "depthwise.weight"):
-        return tensor, tensor.dim() - 1
-    return tensor, None
+    found = re.search(r"\.mixer\.operations\.(\d+)\.(.+)", name)
+    if found is None:
+        return tensor, None
+    shape, taps = layer.operations[int(found[1])].split_taps(found[2], tensor.shape)
+    return tensor.view(shape), taps
 
 
 def fit(target: torch.Tensor, source: torch.Tensor, taps: int | None, projections: Projections | None) -> None:

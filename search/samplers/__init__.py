@@ -12,8 +12,10 @@ from typing import Any
 import optuna
 from optuna.samplers import BaseSampler
 
+from flexibert.spec import Architecture
+
 from ..errors import UserError
-from ..space.search_space import Architecture, SearchSpace
+from ..space.search_space import SearchSpace
 from .boshnas import BoshnasSampler
 from .evolution import EvolutionSampler
 from .op_nas import OpNasSampler

@@ -46,6 +46,8 @@ from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from flexibert.spec import Architecture
+
 from ..bayesopt.acquisition import log_expected_improvement, upper_confidence_bound
 from ..bayesopt.attention_encoding import GraphEncoding
 from ..bayesopt.candidates import Candidates
@@ -53,7 +55,7 @@ from ..bayesopt.encoding import Encoding
 from ..bayesopt.gaussian_process import GaussianProcess, RobustScale
 from ..bayesopt.surrogate import Prediction
 from ..errors import UserError
-from ..space.search_space import Architecture, SearchSpace
+from ..space.search_space import SearchSpace
 from . import boshnas_paper
 from .trials import PREDICTION, counts, is_repetition
 

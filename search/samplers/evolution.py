@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..space.search_space import Architecture, SearchSpace, Values
+from flexibert.spec import Architecture
+
+from ..space.search_space import SearchSpace, Values
 from .population import Member, PopulationSampler, check_flag, check_number, ranking
 
 

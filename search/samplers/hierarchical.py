@@ -15,9 +15,11 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
+from flexibert.spec import Architecture
+
 from ..errors import UserError
 from ..space.hierarchy import interpolate, levels
-from ..space.search_space import Architecture, SearchSpace
+from ..space.search_space import SearchSpace
 from .trials import LEVEL, counts
 
 

@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..space.search_space import Architecture, SearchSpace, Value, Values, draw_by_kind, random_values
+from flexibert.spec import Architecture
+
+from ..space.search_space import SearchSpace, Value, Values, draw_by_kind, random_values
 from .population import Member, PopulationSampler, check_flag, check_number, ranking
 
 

@@ -15,9 +15,11 @@ from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
+from flexibert.spec import Architecture
+
 from ..errors import UserError
 from ..space.functional_hash import function_hash
-from ..space.search_space import Architecture, SearchSpace, Values
+from ..space.search_space import SearchSpace, Values
 from .trials import counts
 
 

@@ -18,15 +18,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from flexibert.spec import (
-    DynamicConvolution,
-    LayerSpec,
-    LightweightConvolution,
-    LinearTransform,
-    OperationSpec,
-    SearchedAttention,
-    SelfAttention,
-)
+from flexibert.spec import ABBREVIATIONS, OPERATIONS, LayerSpec, OperationSpec
 
 
 Topology = Literal["chain", "residual"]
@@ -53,32 +45,19 @@ class Label(NamedTuple):
         return f"{self.kind}_h{self.size}_p-{self.parameter}" if self.size else self.kind
 
 
-KINDS = ("input", "output", "add_norm", "f", "l", "sa", "c", "lc", "ag")
-"""Kinds of vertices in the papers' order: linear transforms, self-attention and dynamic convolutions, to which
-lightweight convolutions and searched attention graphs are added."""
+_PAPERS_KINDS = ("input", "output", "add_norm", "f", "l", "sa", "c")
+KINDS = tuple(dict.fromkeys((*_PAPERS_KINDS, *(operation.symbol for operation in OPERATIONS.values()))))
+"""Kinds of vertices in the papers' order: linear transforms, self-attention and dynamic convolutions, to which the
+other operations are added, lightweight convolutions and searched attention graphs first."""
 
 INPUT, OUTPUT, ADD_NORM = Label("input"), Label("output"), Label("add_norm")
 
-_SIMILARITIES = {"scaled_dot_product": "sdp", "weighted_multiplicative": "wma"}
-_TRANSFORMS = {"fourier": "dft", "cosine": "dct"}
-_PARAMETER_ORDER = [*_SIMILARITIES.values(), *_TRANSFORMS.values()]
+_PARAMETER_ORDER = [*ABBREVIATIONS.values()]
 
 
 def head_label(operation: OperationSpec, layer: LayerSpec) -> Label:
     """Label of each head of a group. Details such as `source` and `mix_padding` do not enter."""
-    match operation:
-        case LinearTransform():
-            return Label("l", layer.hidden_size, _TRANSFORMS[operation.transform])
-        case SelfAttention():
-            return Label("sa", layer.hidden_size, _SIMILARITIES[operation.similarity])
-        case DynamicConvolution():
-            return Label("c", layer.hidden_size, operation.kernel_size)
-        case LightweightConvolution():
-            return Label("lc", layer.hidden_size, operation.kernel_size)
-        case SearchedAttention(nodes=nodes):
-            digest = hashlib.sha256("\n".join(nodes).encode()).hexdigest()
-            return Label("ag", layer.hidden_size, f"{len(nodes):02d}-{digest[:8]}")
-    raise TypeError(f"no label for {type(operation).__name__}")
+    return Label(operation.symbol, layer.hidden_size, operation.parameter)
 
 
 def layer_labels(layer: LayerSpec, topology: Topology = "chain") -> tuple[Label, ...]:
@@ -86,11 +65,11 @@ def layer_labels(layer: LayerSpec, topology: Topology = "chain") -> tuple[Label,
     return tuple(label for block, _ in _blocks(layer, topology, head_label) for label in (*block, ADD_NORM))
 
 
-def label_order(label: Label) -> tuple:
+def label_order(label: Label) -> tuple[int, int, int | str]:
     """Sort key that puts labels in the papers' order: by kind, then size, then parameter."""
     parameter = label.parameter
     if parameter in _PARAMETER_ORDER:
-        parameter = _PARAMETER_ORDER.index(parameter)
+        parameter = _PARAMETER_ORDER.index(str(parameter))
     return KINDS.index(label.kind), label.size, parameter
 
 

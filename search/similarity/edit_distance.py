@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 from scipy.spatial.distance import cdist
 
-from flexibert.spec import LayerSpec
+from flexibert.spec import Architecture, LayerSpec
 
 from .computational_graph import (
     ABSENT,
@@ -52,8 +52,6 @@ _ELEMENTS_AT_ONCE = 1 << 19  # of a (R, N, N) array in the search: the caches of
 _EXACT_SIZE = 64
 _FREE = 4  # the weights before (input, output, add_norm, a feed-forward layer) have ranks of their own
 
-Architecture = Sequence[LayerSpec]
-
 
 def label_weights(labels: Iterable[Label]) -> dict[Label, float]:
     """The paper's weights: places in the order of labels, with a gap of one before each new kind of operation.
@@ -61,13 +59,14 @@ def label_weights(labels: Iterable[Label]) -> dict[Label, float]:
     Searched attention graphs of one size share a place, as there is no end of them; within it a digit of their hash
     tells them apart.
     """
-    weights, place, previous = {}, -1.0, Label("")
+    weights: dict[Label, float] = {}
+    place, previous = -1.0, Label("")
     for label in sorted({INPUT, OUTPUT, ADD_NORM, *labels}, key=label_order):
-        nodes, _, digest = label.parameter.partition("-") if label.kind == "ag" else ("", "", "0")
-        group = label._replace(parameter=nodes) if nodes else label
+        size, dash, digest = str(label.parameter).partition("-")
+        group = label._replace(parameter=size) if dash else label
         if group != previous:
             place += 2 if label.size and label.kind != previous.kind else 1
-        weights[label] = place + int(digest[0], 16) / 16
+        weights[label] = place + (int(digest[0], 16) / 16 if dash else 0.0)
         previous = group
     return weights
 

@@ -19,8 +19,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from flexibert.spec import Architecture
+
 from .computational_graph import Topology, layer_labels
-from .edit_distance import Architecture, EditDistance
+from .edit_distance import EditDistance
 
 
 DIMENSIONS = 16

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from flexibert.attention_graph import INPUTS, AttentionGraph, parse_graph
+from flexibert.attention_graph import INPUTS, AttentionGraph
 from flexibert.spec import LayerSpec, layers_to_dicts
 
 
@@ -83,8 +83,8 @@ def function_hash(graph: AttentionGraph) -> str:
 def function_fingerprint(layers: Sequence[LayerSpec]) -> str:
     """Identity of what an architecture computes: `flexibert.spec.fingerprint` with `function_hash` for its graphs."""
     data = layers_to_dicts(layers)
-    for layer in data:
-        for operation in layer["operations"]:
-            if "nodes" in operation:
-                operation["nodes"] = function_hash(parse_graph(operation["nodes"]))
+    for layer, plain in zip(layers, data):
+        for operation, fields in zip(layer.operations, plain["operations"]):
+            if operation.graph is not None:
+                fields[operation.searched] = function_hash(operation.graph)
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]

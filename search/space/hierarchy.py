@@ -9,8 +9,10 @@ combinations. `samplers/hierarchical.py` searches so.
 import dataclasses
 from collections.abc import Sequence
 
+from flexibert.spec import Architecture
+
 from ..errors import UserError
-from .search_space import Architecture, SearchSpace, Value
+from .search_space import SearchSpace, Value
 
 
 def levels(space: SearchSpace) -> list[SearchSpace]:

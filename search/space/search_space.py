@@ -22,14 +22,13 @@ from typing import Any
 import optuna
 
 from flexibert.attention_graph import GRAPHS, AttentionGraph, parse_graph
-from flexibert.spec import OPERATIONS, LayerSpec, SearchedAttention, parse_layers
+from flexibert.spec import OPERATIONS, Architecture, LayerSpec, OperationSpec, SearchedAttention
 
 from ..errors import UserError
 from .attention_edits import Choose
 from .attention_space import GraphSpace
 
 
-Architecture = tuple[LayerSpec, ...]
 Value = str | int
 
 Values = Mapping[str, Value]
@@ -113,7 +112,7 @@ class SearchSpace:
             for hidden_size in self.hidden_size:
                 for heads in self.num_heads:
                     try:
-                        self._layer(hidden_size, [(_operation(operation, probe), heads)], [self.feed_forward_size[0]])
+                        self._layer(hidden_size, [_group(operation, heads, probe)], [self.feed_forward_size[0]])
                     except ValueError as error:
                         reason = str(error).split(": ", 1)[-1]
                         where = f"{path}.operations[{index}] with hidden_size {hidden_size} and num_heads {heads}"
@@ -209,18 +208,13 @@ class SearchSpace:
             sizes = [values[name] for name in self._feed_forward_names(unit, depth)]
             sizes = sizes if self.mixed_feed_forward else sizes * depth
             hidden_size = values["hidden_size" if self.shared_hidden_size else f"{unit}.hidden_size"]
-            groups = [(_operation(operation, graphs.get(unit)), count) for operation, count in groups if count]
+            groups = [_group(operation, count, graphs.get(unit)) for operation, count in groups if count]
             layer = self._layer(hidden_size, groups, sizes)
             layers += [layer] * self.layers_per_stack
         return tuple(layers)
 
-    def _layer(self, hidden_size: int, groups: list[tuple[Mapping, int]], feed_forward: list[int]) -> LayerSpec:
-        data = {
-            "hidden_size": hidden_size,
-            "operations": [{**operation, "num_heads": heads} for operation, heads in groups],
-            "feed_forward": feed_forward,
-        }
-        return parse_layers([data if self.head_size is None else {**data, "head_size": self.head_size}])[0]
+    def _layer(self, hidden_size: int, groups: list[OperationSpec], feed_forward: list[int]) -> LayerSpec:
+        return LayerSpec(hidden_size, tuple(groups), tuple(feed_forward), self.head_size)
 
     def parameters(self, layers: Sequence[LayerSpec]) -> dict[str, Value]:
         """The parameter values that spell an architecture; inverse of `build`. Parameters without a say are at their
@@ -389,9 +383,11 @@ def operation_label(operation: Mapping[str, Any]) -> str:
     return operation["op"] + (f"({', '.join(details)})" if details else "")
 
 
-def _operation(choice: Mapping[str, Any], graph: AttentionGraph | None) -> Mapping[str, Any]:
-    """The operation that a choice stands for; the searched one gets this graph."""
-    return {"op": SearchedAttention.op, "nodes": graph.lines} if "graph" in choice else choice
+def _group(choice: Mapping[str, Any], heads: int, graph: AttentionGraph | None) -> OperationSpec:
+    """The operation that a choice stands for, as a group of heads; the searched one gets this graph."""
+    if "graph" in choice:
+        return SearchedAttention(heads, graph.lines)
+    return OperationSpec.from_dict({**choice, "num_heads": heads})
 
 
 def _parse_choice(field: dataclasses.Field, value: Any, path: str):
@@ -420,13 +416,11 @@ def _parse_operation(data: Any, path: str) -> Mapping[str, Any]:
                 raise UserError(f"{path}: unknown key {key!r} beside graph")
         GraphSpace.from_dict(data["graph"], f"{path}.graph")
         return data
-    probe = {**data, "num_heads": 2} if isinstance(data, dict) else data
     try:
-        layers = parse_layers([{"hidden_size": 2, "operations": [probe], "feed_forward": [1]}])
+        operation = OperationSpec.from_dict({**data, "num_heads": 2} if isinstance(data, dict) else data, path)
     except ValueError as error:
-        message = str(error).removeprefix("layers[0].operations[0]").removeprefix("layers[0]")
-        raise UserError(f"{path}{message}") from None
-    return {key: value for key, value in layers[0].operations[0].to_dict().items() if key != "num_heads"}
+        raise UserError(str(error)) from None
+    return {key: value for key, value in operation.to_dict().items() if key != "num_heads"}
 
 
 def random_values(space: SearchSpace, rng: random.Random) -> Values:

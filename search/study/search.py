@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from optuna.trial import FrozenTrial, TrialState
 
-from flexibert.spec import fingerprint, layers_to_dicts, parse_layers
+from flexibert.spec import Architecture, fingerprint, layers_to_dicts, parse_layers
 
 from ..errors import TrainingDiverged, UserError
 from ..progress import RunProgress
@@ -25,7 +25,7 @@ from ..samplers import Feasible, create_sampler
 from ..samplers.hierarchical import HierarchicalSampler
 from ..samplers.trials import DUPLICATE_OF, FAILURE, FINGERPRINT, FUNCTION, LAYERS, METRICS, WORKER, is_repetition
 from ..space.functional_hash import function_fingerprint
-from ..space.search_space import Architecture, SearchSpace
+from ..space.search_space import SearchSpace
 from .recovery import enqueue_again, retry_interrupted, this_worker
 from .run_folder import RunFolder
 from .trials import best_trial, diverged, finished
