@@ -128,7 +128,7 @@ class Lab:
 
 def open_lab(options) -> Lab:
     network, description = load_supernet(options.supernet)
-    budget = {name: description["training"][name] for name in ("batch_size", "sequence_length", "learning_rate")}
+    budget = {name: description.training[name] for name in ("batch_size", "sequence_length", "learning_rate")}
     budget = PretrainingBudget(**budget)
     tokenizer = AutoTokenizer.from_pretrained(options.supernet)
     corpus = load_corpus(options.corpus, options.corpus_config)

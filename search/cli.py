@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from .cost import COSTS, SCORE, limit_option
 from .errors import TrainingDiverged, UserError
 
 
@@ -228,16 +229,16 @@ def _add_run(commands) -> None:
     group.add_argument(
         "--objectives",
         type=names,
-        default=("score_percent",),
-        help="score_percent, and after a comma what it is weighed against: parameters or latency_ms",
+        default=(SCORE,),
+        help=f"{SCORE}, and after a comma what it is weighed against: {' or '.join(COSTS)}",
     )
-    group.add_argument("--max-parameters", type=positive, metavar="N", help="of an encoder with its embeddings")
-    group.add_argument(
-        "--max-latency-ms",
-        type=positive_float,
-        metavar="MS",
-        help="median milliseconds of a forward pass on one sequence on this machine, measured after warm-up",
-    )
+    for name, cost in COSTS.items():
+        group.add_argument(
+            f"--{limit_option(name).replace('_', '-')}",
+            type=positive if cost.whole else positive_float,
+            metavar=cost.unit.upper() or "N",
+            help=cost.text,
+        )
     _add_data(parser, recipe=True)
     _add_tasks(parser, recipe=True)
     _add_budget(parser, recipe=True)

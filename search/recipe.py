@@ -1,15 +1,16 @@
 """A recipe is a JSON file that says what to search, how, and with which budget; options of the command overrule it."""
 
 import dataclasses
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 from .errors import UserError
+from .evaluation.model_config import check_fields
+from .parsing import limited, parse, read_json
+from .samplers import create_sampler
 from .space.search_space import SearchSpace
 from .training.finetuning import FinetuningBudget
 from .training.pretraining import PretrainingBudget
@@ -17,10 +18,7 @@ from .training.pretraining import PretrainingBudget
 
 RECIPES = resources.files(__package__) / "recipes"
 
-COUNTS = ("trials", "patience", "vocab_size", "max_train_examples", "batch_size", "micro_batches", "max_length")
-NOT_NEGATIVE = ("steps", "checkpoint_steps", "weight_decay", "warmup_fraction", "mask_fraction")
-ABOVE_ZERO = ("learning_rate", "epochs", "adam_epsilon", "max_grad_norm")
-SHARES = ("warmup_fraction", "mask_fraction")
+MAX_VOCABULARY = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -45,16 +43,18 @@ class Recipe:
 
     description: str
     space: SearchSpace | None = None
-    sampler: Mapping[str, Any] = field(default_factory=lambda: {"name": "tpe"})
-    trials: int = 20
-    patience: int | None = None
+    sampler: Mapping[str, Any] = field(
+        default_factory=lambda: {"name": "tpe"}, metadata={"noun": "an object with a name"}
+    )
+    trials: int = limited(least=1, default=20)
+    patience: int | None = limited(least=1, default=None)
     hierarchy: bool = False
     tasks: tuple[str, ...] = ("word_order", "next_sentence")
     corpus: str | None = None
     corpus_config: str | None = None
     tokenizer: str | None = None
-    vocab_size: int = 8192
-    max_train_examples: int | None = None
+    vocab_size: int = limited(least=1, most=MAX_VOCABULARY, default=8192)
+    max_train_examples: int | None = limited(least=1, default=None)
     model: Mapping[str, Any] = field(default_factory=dict)
     transfer: Literal["none", "ordered", "random_projection"] = "none"
     pretraining: PretrainingBudget = PretrainingBudget()
@@ -86,12 +86,7 @@ def load_recipe(name_or_path: str) -> Recipe:
 
 
 def _read(file, name: str) -> dict:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"recipe {name}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"recipe {name} is not JSON: {error}") from None
+    data = read_json(file, f"recipe {name}")
     if not isinstance(data, dict):
         raise UserError(f"recipe {name}: expected an object")
     return data
@@ -99,60 +94,13 @@ def _read(file, name: str) -> dict:
 
 def parse_recipe(data: dict, name: str) -> Recipe:
     """Checks plain data and makes a recipe of it."""
-    values = dict(data)
-    if "space" in values:
-        values["space"] = SearchSpace.from_dict(values["space"], f"{name}: space")
-    for key, cls in (("pretraining", PretrainingBudget), ("finetuning", FinetuningBudget)):
-        if key in values:
-            values[key] = parse_budget(cls, values[key], f"{name}: {key}")
-    if "tasks" in values:
-        if not isinstance(values["tasks"], list) or not all(isinstance(task, str) for task in values["tasks"]):
-            raise UserError(f"{name}: tasks: {values['tasks']!r} is not accepted, expected a list of names")
-        values["tasks"] = tuple(values["tasks"])
-    if not isinstance(values.get("model", {}), dict):
-        raise UserError(f"{name}: model: expected an object")
-    recipe = parse_budget(Recipe, values, name)
-    if not isinstance(recipe.sampler, dict) or not isinstance(recipe.sampler.get("name"), str):
+    recipe = parse(Recipe, data, name)
+    check_fields(recipe.model, f"{name}: model")
+    if not isinstance(recipe.sampler.get("name"), str):
         raise UserError(f"{name}: sampler: expected an object with a name")
+    if recipe.space is not None:
+        try:
+            create_sampler(recipe.sampler, recipe.space, seed=0)
+        except UserError as error:
+            raise UserError(f"{name}: sampler: {error}") from None
     return recipe
-
-
-def parse_budget(cls, data: Any, path: str):
-    """A dataclass out of plain data: known keys, right types, positive counts."""
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: expected an object")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for key, value in data.items():
-        if key not in fields:
-            raise UserError(f"{path}: unknown key {key!r}, known: {', '.join(fields)}")
-        _check_type(fields[key].type, value, f"{path}: {key}")
-        _check_range(key, value, f"{path}: {key}")
-    missing = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING and n not in data]
-    if missing:
-        raise UserError(f"{path}: {missing[0]} is missing")
-    return cls(**data)
-
-
-def _check_type(kind: Any, value: Any, path: str) -> None:
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise UserError(f"{path}: {value!r} is not accepted, known: {', '.join(map(repr, get_args(kind)))}")
-        return
-    optional = {str | None: (str, type(None)), int | None: (int, type(None))}
-    accepted = {int: int, float: (int, float), bool: bool, str: str, **optional}.get(kind)
-    if accepted is None:
-        return
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        name = kind.__name__ if isinstance(kind, type) else str(kind)
-        raise UserError(f"{path}: {value!r} is not accepted, expected {name}")
-
-
-def _check_range(key: str, value: Any, path: str) -> None:
-    for keys, expected, accepts in (
-        (COUNTS, "at least 1", lambda number: number >= 1),
-        (NOT_NEGATIVE, "at least 0", lambda number: number >= 0),
-        (ABOVE_ZERO, "a finite number above 0", lambda number: 0 < number < math.inf),
-        (SHARES, "at most 1", lambda number: number <= 1),
-    ):
-        if key in keys and value is not None and not accepts(value):
-            raise UserError(f"{path}: {value!r} is not accepted, expected {expected}")

@@ -209,8 +209,8 @@ class Tokenizer:
 def test_saved_and_loaded_networks_are_equal(tmp_path):
     network = build("everything", hidden_dropout_prob=0.0)
     save_supernet(network, Tokenizer(), tmp_path / "net", {"steps": 3})
-    loaded, facts = load_supernet(tmp_path / "net")
-    assert facts["steps"] == 3 and loaded.fields == network.fields and loaded.space == network.space
+    loaded, description = load_supernet(tmp_path / "net")
+    assert description.training == {"steps": 3} and loaded.fields == network.fields and loaded.space == network.space
     assert loaded.state_dict().keys() == network.state_dict().keys()
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in loaded.state_dict().items())
     layers = members(SPACES["everything"], 1)[0]

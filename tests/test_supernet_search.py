@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from flexibert import FlexiBertForMaskedLM
 from flexibert.attention_graph import GRAPHS, parse_graph
 from search.cli import main
+from search.evaluation.first_weights import WRITERS, writers
 from search.evaluation.supernet import SuperNetwork, load_supernet, random_member
-from search.evaluation.supernet_evaluator import WRITERS, writers
 from search.progress import RunProgress
 from search.space.search_space import SearchSpace
 from search.study.run_folder import RunFolder
@@ -145,8 +145,8 @@ def weights(path):
 
 def test_the_command_leaves_a_super_network(folder):
     network, description = load_supernet(folder / "net")
-    assert description["space"] == SearchSpace.from_dict(SPACE).to_dict()
-    assert description["training"]["steps"] == 6
+    assert description.space == SearchSpace.from_dict(SPACE)
+    assert description.training["steps"] == 6
     assert not (folder / "net.training").exists()
     layers = random_member(network.space, 0, 0)
     assert network.extract(layers).config.vocab_size == 60

@@ -5,6 +5,8 @@ from itertools import groupby
 
 from flexibert.spec import LayerSpec, OperationSpec
 
+from ..cost import COSTS
+
 
 UNITS = {"percent": "%", "nats": "nats", "ms": "ms", "seconds": "s", "tokens": "tokens", "mib": "MiB"}
 """Last word of a metric's name -> its unit."""
@@ -13,7 +15,8 @@ UNITS = {"percent": "%", "nats": "nats", "ms": "ms", "seconds": "s", "tokens": "
 def split_unit(name: str) -> tuple[str, str]:
     """A metric's name without its unit, and the unit: "mlm_loss_nats" -> ("mlm_loss", "nats")."""
     quantity, _, last = name.rpartition("_")
-    return (quantity, UNITS[last]) if quantity and last in UNITS else (name, "")
+    units = {**UNITS, last: COSTS[name].unit} if name in COSTS and COSTS[name].unit else UNITS
+    return (quantity, units[last]) if quantity and last in units else (name, "")
 
 
 def label(name: str) -> str:

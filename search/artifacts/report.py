@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from optuna.trial import TrialState
 from scipy.stats import spearmanr
 
+from ..cost import COSTS
 from ..files import replace_file
 from ..study.results import (
-    COSTS,
     Result,
     count_trials,
     front,

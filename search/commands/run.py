@@ -2,24 +2,29 @@
 
 import json
 import shlex
-from functools import cache, partial
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import optuna
 from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
 
+from flexibert import FlexiBertConfig
 from flexibert.spec import Architecture, parse_layers
 
 from ..artifacts.describe import head_group
 from ..artifacts.report import summarise, write_report
-from ..cost import count_parameters
+from ..cost import COSTS, SCORE, CostMeter, choose_objectives, limit_option
 from ..data.synthetic_tasks import SELF_MADE_TASKS
 from ..data.tasks import load_tasks
 from ..errors import UserError
-from ..evaluation.evaluator import LATENCY, SCORE, Evaluator
+from ..evaluation.cards import TrialCards
+from ..evaluation.evaluator import Evaluator
+from ..evaluation.first_weights import FirstWeights, FromNearest, FromScratch, FromSupernet
+from ..evaluation.model_config import model_fields
 from ..evaluation.supernet import weights_digest
-from ..evaluation.supernet_evaluator import SuperNetworkEvaluator
 from ..files import replace_file
 from ..metrics import GLUE_TASKS
 from ..progress import RunProgress, duration
@@ -58,11 +63,12 @@ def main(options) -> None:
         study = open_study(url, folder.name, identity(recipe, options), objectives)
     with RunProgress(recipe.trials, accelerator.is_main_process) as progress:
         evaluator = build_evaluator(recipe, options, accelerator, progress, folder)
-        evaluator.measure_latency = LATENCY in objectives or options.max_latency_ms is not None
+        weights = evaluator.first_weights
 
         def after_trial() -> None:
             folder.keep_best(study)
-            evaluator.update(study)
+            if isinstance(weights, FromSupernet) and recipe.pretraining.steps:  # else trials have learnt nothing
+                weights.write_back(study)
 
         search = Search(
             study,
@@ -74,8 +80,8 @@ def main(options) -> None:
             options.seed,
             accelerator,
             progress,
-            feasible=limits(evaluator, options),
-            find_source=evaluator.find_source if recipe.transfer != "none" else None,
+            feasible=within(limits(options), evaluator),
+            find_source=weights.find_source if isinstance(weights, FromNearest) else None,
             after_trial=after_trial,
             hierarchy=recipe.hierarchy,
             patience=recipe.patience,
@@ -87,28 +93,23 @@ def main(options) -> None:
         conclude(study, folder, finetuning_options(recipe, options))
 
 
-def choose_objectives(names: tuple[str, ...]) -> dict[str, str]:
-    """Metric -> direction; UserError for what cannot be an objective."""
-    known = {SCORE: "maximize", "parameters": "minimize", LATENCY: "minimize"}
-    for name in names:
-        if name not in known:
-            raise UserError(f"unknown objective {name!r}, known: {', '.join(known)}")
-    if names[:1] != (SCORE,) or len(set(names)) != len(names):
-        raise UserError(f"--objectives: expected {SCORE}, and after a comma any of parameters, {LATENCY}")
-    return {name: known[name] for name in names}
+def limits(options) -> dict[str, float]:
+    """Cost -> what --max-... (or --min-...) admits, of those that were given."""
+    given = {name: getattr(options, limit_option(name)) for name in COSTS}
+    return {name: limit for name, limit in given.items() if limit is not None}
 
 
-def limits(evaluator: Evaluator, options) -> Feasible | None:
-    """Whether an architecture keeps within --max-parameters and --max-latency-ms, each measured once."""
-    if options.max_parameters is None and options.max_latency_ms is None:
+def within(limits: Mapping[str, float], evaluator: Evaluator) -> Feasible | None:
+    """Whether an architecture keeps within the limits, each cost measured once."""
+    if not limits:
         return None
 
     @cache
     def feasible(layers: Architecture) -> bool:
-        config = evaluator.config(layers)
-        if options.max_parameters is not None and count_parameters(config) > options.max_parameters:
-            return False
-        return options.max_latency_ms is None or evaluator.latency_ms(config) <= options.max_latency_ms
+        config = FlexiBertConfig(**evaluator.first_weights.fields, layers=layers)
+        return not any(
+            COSTS[name].exceeds(evaluator.costs.measure(name, config), limit) for name, limit in limits.items()
+        )
 
     return feasible
 
@@ -124,7 +125,7 @@ def identity(recipe: Recipe, options) -> dict[str, Any]:
         "glue": options.glue if recipe.tasks else None,
     }
     supernet = None if options.supernet is None else weights_digest(options.supernet)
-    bounds = {"max_parameters": options.max_parameters, "max_latency_ms": options.max_latency_ms}
+    bounds = {limit_option(name): getattr(options, limit_option(name)) for name in COSTS}
     fixed = {"space": data.pop("space"), "objective": objective, "seed": options.seed, "supernet": supernet}
     return {**fixed, **bounds, **data}
 
@@ -136,31 +137,38 @@ def build_evaluator(
     data = load_data(recipe, options, accelerator, progress, folder.path.parent)
     with accelerator.main_process_first():
         tasks = load_tasks(recipe.tasks, data.corpus, options.glue, recipe.max_train_examples)
-    create = Evaluator
-    if options.supernet is not None:
-        supernet = {"space": recipe.space, "supernet": Path(options.supernet), "run": folder}
-        create = partial(SuperNetworkEvaluator, **supernet)
-    return create(
-        corpus=data.corpus.name,
-        model=recipe.model,
+    wanted = {*options.objectives, *limits(options)}
+    search = {
+        "recipe": recipe.description,
+        "sampler": recipe.sampler["name"],
+        "evaluator": options.evaluator,
+        "seed": options.seed,
+    }
+    return Evaluator(
+        first_weights=first_weights(recipe, options, data.tokenizer, folder),
         tokenizer=data.tokenizer,
         blocks=data.blocks,
         validation_blocks=data.validation_blocks,
         tasks=tasks,
         pretraining=recipe.pretraining,
         finetuning=recipe.finetuning,
-        transfer=recipe.transfer,
+        costs=CostMeter(recipe.pretraining.sequence_length, accelerator.device, wanted),
+        cards=TrialCards(data.corpus.name, tasks, recipe.finetuning, options.seed, search, options.glue),
         seed=options.seed,
         accelerator=accelerator,
         progress=progress,
-        glue=options.glue,
-        search={
-            "recipe": recipe.description,
-            "sampler": recipe.sampler["name"],
-            "evaluator": options.evaluator,
-            "seed": options.seed,
-        },
     )
+
+
+def first_weights(recipe: Recipe, options, tokenizer: PreTrainedTokenizerBase, folder: RunFolder) -> FirstWeights:
+    """What candidates start from."""
+    longest = max(recipe.pretraining.sequence_length, recipe.finetuning.max_length if recipe.tasks else 0)
+    fields = model_fields(tokenizer, longest, recipe.model)
+    if options.supernet is not None:
+        return FromSupernet(Path(options.supernet), folder, recipe.space, tokenizer, fields)
+    if recipe.transfer != "none":
+        return FromNearest(fields, recipe.transfer, options.seed)
+    return FromScratch(fields)
 
 
 def finetuning_options(recipe: Recipe, options) -> str:

@@ -59,7 +59,7 @@ def main(options) -> None:
         accelerator.end_training()
         if accelerator.is_main_process:
             facts = {**dataclasses.asdict(budget), "corpus": data.corpus.name, "seed": options.seed}
-            save_supernet(network, data.tokenizer, output, {"training": facts})
+            save_supernet(network, data.tokenizer, output, facts)
             shutil.rmtree(training, ignore_errors=True)
             progress.say(
                 f"{output}: {sum(p.numel() for p in network.parameters()):,} parameters, {budget.tokens:,} tokens in "

@@ -1,8 +1,15 @@
 """Model cards of what was trained, put together from what is known of it."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from ..artifacts.model_card import CardFacts, Score
+from ..data.tasks import Task
+from ..metrics import GLUE_TASKS
+from ..training.finetuning import FinetuningBudget, FinetuningResult
 from ..training.pretraining import PretrainingBudget, PretrainingResult
 
 
@@ -18,3 +25,59 @@ def pretraining_card(
         seeds=(seed,),
         scores=(score,),
     )
+
+
+@dataclass(frozen=True)
+class TrialCards:
+    """The model cards of a search.
+
+    Attributes:
+        corpus: Name of the text.
+        tasks, finetuning: What candidates are fine-tuned on, and how long.
+        seed: Of all trials.
+        search: How architectures were found, as names and values.
+        glue: Where GLUE tasks came from, a folder or a Hub id.
+    """
+
+    corpus: str
+    tasks: Sequence[Task]
+    finetuning: FinetuningBudget
+    seed: int
+    search: Mapping[str, Any]
+    glue: str
+
+    def card(
+        self,
+        name: str,
+        pretraining: PretrainingBudget,
+        pretrained: PretrainingResult,
+        results: Mapping[str, FinetuningResult],
+    ) -> CardFacts:
+        """What the card of a trial says; `results` has the tasks done so far."""
+        scores = [
+            Score(
+                task.name,
+                f"{metric}_percent",
+                100 * value,
+                f"{task.name} ({len(task.train):,} training examples)",
+                budget=self._budget(),
+                seeds=(self.seed,),
+                **self._hub_data_set(task),
+            )
+            for task in self.tasks
+            if task.name in results
+            for metric, value in results[task.name].metrics.items()
+        ]
+        card = pretraining_card(name, self.corpus, pretraining, pretrained, self.seed)
+        return dataclasses.replace(card, scores=(*card.scores, *scores), search={**self.search, "trial": name})
+
+    def _budget(self) -> str:
+        budget = self.finetuning
+        length = f"{budget.epochs:g} epochs" if budget.max_steps < 0 else f"{budget.max_steps} steps"
+        return f"{length}, batch {budget.batch_size}, learning rate {budget.learning_rate:g}"
+
+    def _hub_data_set(self, task: Task) -> dict[str, str]:
+        """The task's data set on the Hub, if it came from there."""
+        if task.name not in GLUE_TASKS or Path(self.glue).exists():
+            return {}
+        return {"hub_dataset": self.glue, "config": task.name}

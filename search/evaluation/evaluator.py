@@ -4,33 +4,24 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
-import optuna
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
-from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 from flexibert.spec import Architecture
 
 from ..artifacts.checkpoint import save_checkpoint
-from ..artifacts.model_card import CardFacts, Score, write_card
-from ..cost import count_parameters, measure_latency_ms
+from ..artifacts.model_card import write_card
+from ..cost import SCORE, CostMeter
 from ..data.tasks import Task
-from ..metrics import GLUE_TASKS
 from ..progress import RunProgress
 from ..training.finetuning import FinetuningBudget, FinetuningResult, finetune
 from ..training.pretraining import PretrainingBudget, PretrainingResult, pretrain
-from .cards import pretraining_card
-from .model_config import build_config
-from .weight_transfer import ENOUGH_OVERLAP, overlap, transfer
-
-
-SCORE = "score_percent"
-LATENCY = "latency_ms"
+from .cards import TrialCards
+from .first_weights import FirstWeights
+from .weight_transfer import ENOUGH_OVERLAP
 
 
 @dataclass
@@ -38,32 +29,25 @@ class Evaluator:
     """Trains architectures, all alike: the same text, tasks, budgets and seed.
 
     Attributes:
-        corpus: Name of the text, for model cards.
-        model: Fields of `FlexiBertConfig` besides the layers.
+        first_weights: What candidates start from.
         blocks, validation_blocks: (N, L) token ids.
         tasks: Whose mean primary metric is the score; none scores by masked token accuracy.
-        glue: Where GLUE tasks came from, a folder or a Hub id.
-        search: What a model card says about how the architecture was found.
-        transfer: How a candidate takes over the weights of a trained one, see `weight_transfer.transfer`.
-        measure_latency: Whether trials have the metric `latency_ms`.
+        costs: What is measured besides how good they are.
+        cards: Writes the model card of a trial.
     """
 
-    corpus: str
-    model: Mapping[str, Any]
+    first_weights: FirstWeights
     tokenizer: PreTrainedTokenizerBase
     blocks: np.ndarray
     validation_blocks: np.ndarray
     tasks: Sequence[Task]
     pretraining: PretrainingBudget
     finetuning: FinetuningBudget
+    costs: CostMeter
+    cards: TrialCards
     seed: int
     accelerator: Accelerator
     progress: RunProgress
-    glue: str
-    search: Mapping[str, Any]
-    transfer: Literal["none", "ordered", "random_projection"] = "none"
-    measure_latency: bool = False
-    latencies: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __call__(self, layers: Architecture, folder: Path, source: Path | None = None) -> dict[str, float]:
         """Trains an encoder and leaves its checkpoint in `folder`, with one fine-tuned checkpoint per task beneath.
@@ -78,9 +62,8 @@ class Evaluator:
             TrainingDiverged: A loss was not finite.
         """
         set_seed(self.seed)
-        model = self.first_model(layers)
-        given = self._start_from(model, source) if source is not None else 0.0
-        budget = dataclasses.replace(self.pretraining, steps=0) if given >= ENOUGH_OVERLAP else self.pretraining
+        model, given = self.first_weights.model(layers, source)
+        budget = dataclasses.replace(self.pretraining, steps=0) if (given or 0) >= ENOUGH_OVERLAP else self.pretraining
         pretrained = pretrain(
             model,
             self.blocks,
@@ -92,57 +75,13 @@ class Evaluator:
             progress=lambda done, loss, rate: self.progress.update("pretraining", done, budget.steps, loss, rate),
         )
         if self.accelerator.is_main_process:
-            save_checkpoint(model, self.tokenizer, folder, self.card(folder.name, budget, pretrained, {}))
+            save_checkpoint(model, self.tokenizer, folder, self.cards.card(folder.name, budget, pretrained, {}))
         self.accelerator.wait_for_everyone()
         results = {task.name: self._finetune(task, folder) for task in self.tasks}
         if self.accelerator.is_main_process:
-            write_card(folder, self.card(folder.name, budget, pretrained, results))
-        metrics = collect_metrics(count_parameters(model.config), pretrained, results)
-        if self.transfer != "none":
-            metrics["transferred_percent"] = 100 * given
-        if self.measure_latency:
-            metrics[LATENCY] = self.latency_ms(model.config)
-        return metrics
-
-    def first_model(self, layers: Architecture) -> FlexiBertForMaskedLM:
-        """A candidate before it is trained."""
-        return FlexiBertForMaskedLM(self.config(layers))
-
-    def update(self, study: optuna.Study) -> None:
-        """Told on the main process of the study before the first trial and after every one; nothing to learn here."""
-
-    def find_source(self, layers: Architecture, trained: Sequence[tuple[Architecture, Path]]) -> Path | None:
-        """The checkpoint with the largest overlap, if any has one."""
-        config = self.config(layers)
-        overlaps = [(overlap(self.config(ancestor), config), folder) for ancestor, folder in trained]
-        best, folder = max(overlaps, key=lambda pair: pair[0], default=(0.0, None))
-        return folder if best > 0 else None
-
-    def _start_from(self, model: FlexiBertForMaskedLM, source: Path) -> float:
-        """Takes over weights; returns the overlap."""
-        config = FlexiBertConfig.from_pretrained(source)
-        transfer(model, load_file(source / "model.safetensors"), config, self.transfer, self.seed)
-        return overlap(config, model.config)
-
-    def config(self, layers: Architecture) -> FlexiBertConfig:
-        """The configuration of a candidate."""
-        return build_config(layers, self.tokenizer, self.longest_sequence, self.model)
-
-    @property
-    def longest_sequence(self) -> int:
-        """Tokens of the longest sequences that a candidate has to take."""
-        return max(self.pretraining.sequence_length, self.finetuning.max_length if self.tasks else 0)
-
-    def latency_ms(self, config: FlexiBertConfig) -> float:
-        """Median milliseconds of a candidate's forward pass on one sequence of the pretraining length.
-
-        Measured once, so that what a limit admitted is not beyond it in the results.
-        """
-        name = config.fingerprint
-        if name not in self.latencies:
-            length = self.pretraining.sequence_length
-            self.latencies[name] = measure_latency_ms(config, length, device=self.accelerator.device)
-        return self.latencies[name]
+            write_card(folder, self.cards.card(folder.name, budget, pretrained, results))
+        transferred = {} if given is None else {"transferred_percent": 100 * given}
+        return {**self.costs.metrics(model.config), **collect_metrics(pretrained, results), **transferred}
 
     def _finetune(self, task: Task, folder: Path) -> FinetuningResult:
         self.progress.update(f"fine-tuning on {task.name}", 0, 1)
@@ -150,46 +89,10 @@ class Evaluator:
         self.progress.update(f"fine-tuning on {task.name}", 1, 1, result.train_loss)
         return result
 
-    def card(
-        self, name: str, pretraining: PretrainingBudget, pretrained: PretrainingResult, results: Mapping
-    ) -> CardFacts:
-        """What the model card of a trial says; `results` has a `FinetuningResult` per task done so far."""
-        budget = (
-            f"{self.finetuning.epochs:g} epochs"
-            if self.finetuning.max_steps < 0
-            else f"{self.finetuning.max_steps} steps"
-        )
-        budget += f", batch {self.finetuning.batch_size}, learning rate {self.finetuning.learning_rate:g}"
-        scores = [
-            Score(
-                task.name,
-                f"{metric}_percent",
-                100 * value,
-                f"{task.name} ({len(task.train):,} training examples)",
-                budget=budget,
-                seeds=(self.seed,),
-                **self._hub_data_set(task),
-            )
-            for task in self.tasks
-            if task.name in results
-            for metric, value in results[task.name].metrics.items()
-        ]
-        card = pretraining_card(name, self.corpus, pretraining, pretrained, self.seed)
-        return dataclasses.replace(card, scores=(*card.scores, *scores), search={**self.search, "trial": name})
 
-    def _hub_data_set(self, task: Task) -> dict[str, str]:
-        """The task's data set on the Hub, if it came from there."""
-        if task.name not in GLUE_TASKS or Path(self.glue).exists():
-            return {}
-        return {"hub_dataset": self.glue, "config": task.name}
-
-
-def collect_metrics(
-    parameters: int, pretrained: PretrainingResult, results: Mapping[str, FinetuningResult]
-) -> dict[str, float]:
-    """All numbers of a trial in one flat dictionary."""
+def collect_metrics(pretrained: PretrainingResult, results: Mapping[str, FinetuningResult]) -> dict[str, float]:
+    """What training came to, in one flat dictionary."""
     metrics = {
-        "parameters": parameters,
         "mlm_loss_nats": pretrained.validation_loss,
         "mlm_accuracy_percent": 100 * pretrained.validation_accuracy,
         "pretraining_tokens_per_second": pretrained.tokens_per_second,

@@ -1,14 +1,23 @@
 """The configuration of a candidate: its architecture and the fields that all candidates share."""
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedTokenizerBase
+from transformers.activations import ACT2FN
 
 from flexibert import FlexiBertConfig
 from flexibert.spec import Architecture
 
 from ..errors import UserError
+
+
+SHARED_FIELDS = {
+    name: kind for name, kind in FlexiBertConfig.__annotations__.items() if name not in ("layers", "auto_map")
+}
+"""Fields of `FlexiBertConfig` that a recipe may set for all candidates, and their types."""
 
 
 def build_config(
@@ -30,3 +39,24 @@ def model_fields(tokenizer: PreTrainedTokenizerBase, max_length: int, fields: Ma
         if fields.get(name, least) < least:
             raise UserError(f"model: {name}: {fields[name]} is not accepted, tokenizer and texts need {least}")
     return {**sizes, **ids, **fields}
+
+
+def check_fields(fields: Mapping[str, Any], path: str) -> None:
+    """Raises UserError where candidates cannot have these fields: unknown ones, wrong types, values out of range."""
+    for name in fields:
+        if name not in SHARED_FIELDS:
+            raise UserError(f"{path}: unknown key {name!r}, known: {', '.join(SHARED_FIELDS)}")
+    try:
+        config = FlexiBertConfig(**fields)
+    except StrictDataclassError as error:  # says so in two lines of Python
+        name = re.search(r"field '(\w+)'", str(error))[1]
+        kind = SHARED_FIELDS[name]
+        if get_origin(kind) is Literal:
+            expected = f"known: {', '.join(map(repr, get_args(kind)))}"
+        else:
+            expected = f"expected {getattr(kind, '__name__', kind)}"
+        raise UserError(f"{path}: {name}: {fields[name]!r} is not accepted, {expected}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    if config.hidden_act not in ACT2FN:
+        raise UserError(f"{path}: hidden_act: {config.hidden_act!r} is not accepted, known: {', '.join(ACT2FN)}")

@@ -17,8 +17,8 @@ Notation: D width of a layer, H heads, d head size, K taps of a kernel.
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,30 @@ from flexibert.spec import Architecture, LayerSpec, OperationSpec, SearchedAtten
 
 from ..errors import UserError
 from ..files import replace_folder
+from ..parsing import parse, read_json
 from ..space.search_space import SearchSpace, operation_label, random_values
+from .model_config import check_fields
 
 
 WEIGHTS, DESCRIPTION = "supernet.safetensors", "supernet.json"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `DESCRIPTION` holds.
+
+    Attributes:
+        space: Whose members share the weights.
+        fields: Of `FlexiBertConfig`, besides the layers.
+        training: How the weights were trained, names with units.
+        written_back: Numbers of the trials whose weights were written back, in that order.
+    """
+
+    space: SearchSpace
+    fields: Mapping[str, Any]
+    training: Mapping[str, Any] = field(default_factory=dict)
+    written_back: tuple[int, ...] = ()
+
 
 LARGEST_GRAPH = (
     "keys = transpose(k)",
@@ -282,26 +302,36 @@ def random_member(space: SearchSpace, seed: int, step: int) -> Architecture:
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-def save_supernet(network: SuperNetwork, tokenizer, folder: Path, facts: Mapping[str, Any]) -> None:
-    """Writes a folder that `load_supernet` reads, all of it or nothing; `facts` say how it was trained."""
-    description = {**facts, "space": network.space.to_dict(), "fields": network.fields}
+def save_supernet(
+    network: SuperNetwork, tokenizer, folder: Path, training: Mapping[str, Any], written_back: Sequence[int] = ()
+) -> None:
+    """Writes a folder that `load_supernet` reads, all of it or nothing; for the rest see `Description`."""
+    description = {
+        "training": training,
+        "written_back": list(written_back),
+        "space": network.space.to_dict(),
+        "fields": network.fields,
+    }
     with replace_folder(folder) as aside:
         save_file(network.state_dict(), aside / WEIGHTS)
         tokenizer.save_pretrained(aside)
         (aside / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
 
 
-def load_supernet(folder: Path) -> tuple[SuperNetwork, dict[str, Any]]:
+def load_supernet(folder: Path) -> tuple[SuperNetwork, Description]:
     """A super-network on the CPU and its description; UserError where the folder holds none."""
     folder = Path(folder)
+    title = f"{folder} is no super-network: {DESCRIPTION}"
+    description = parse(Description, read_json(folder / DESCRIPTION, title), title)
+    check_fields(description.fields, f"{title}: fields")
     try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         state = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder} is no super-network: {error}") from None
-    with torch.device("meta"):
-        network = SuperNetwork(SearchSpace.from_dict(description["space"], str(folder)), description["fields"])
-    network.load_state_dict(state, assign=True)
+        with torch.device("meta"):
+            network = SuperNetwork(description.space, description.fields)
+        network.load_state_dict(state, assign=True)
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch says in many lines which weights are missing
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder} is no super-network: {WEIGHTS}: {reason}") from None
     return network, description
 
 

@@ -73,6 +73,15 @@ def create_sampler(
     for option in options:
         if option not in free:
             raise UserError(f"sampler {name} has no option {option!r}, known: {', '.join(free) or 'none'}")
+        kind = type(known[option].default)
+        if kind is int and (type(options[option]) is not int or options[option] < 1):
+            expected = "a whole number of at least 1"
+            raise UserError(f"{option}: {options[option]!r} is not accepted, expected {expected}")
     if "feasible" in known:
         options["feasible"] = feasible
-    return create(space, seed=seed, **options)
+    try:
+        return create(space, seed=seed, **options)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:  # Optuna's, whose messages name the option
+        raise UserError(f"sampler {name}: {error}") from None

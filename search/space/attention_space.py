@@ -14,7 +14,6 @@ genetic programming (Miller and Thomson 2000): nodes that no output reaches have
 Shapes are symbolic: no model is built to find a graph legal.
 """
 
-import dataclasses
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from flexibert.attention_graph import (
     softmax_tail,
 )
 
-from ..errors import UserError
+from ..parsing import limited, one_of, parse
 from .attention_edits import EDITS, Choose, Program, fit, insert_node
 
 
@@ -62,28 +61,13 @@ class GraphSpace:
         max_nodes: The five nodes of the softmax tail count.
     """
 
-    mode: str = "tail"
-    max_nodes: int = 12
+    mode: str = one_of("tail", "free", default="tail")
+    max_nodes: int = limited(least=len(_PLAIN.nodes), most=MAX_NODES, default=12)
 
     @classmethod
     def from_dict(cls, data: Any, path: str = "graph") -> "GraphSpace":
         """Parses plain data; UserError with the path of what is wrong."""
-        if not isinstance(data, dict):
-            raise UserError(f"{path}: expected an object")
-        known = [f.name for f in dataclasses.fields(cls)]
-        for key in data:
-            if key not in known:
-                raise UserError(f"{path}: unknown key {key!r}, known: {', '.join(known)}")
-        space = cls(**data)
-        if space.mode not in ("tail", "free"):
-            raise UserError(f"{path}.mode: {space.mode!r} is not accepted, known: tail, free")
-        least = len(_PLAIN.nodes)
-        if type(space.max_nodes) is not int or not least <= space.max_nodes <= MAX_NODES:
-            raise UserError(
-                f"{path}.max_nodes: {space.max_nodes!r} is not accepted, expected a whole number from {least} to "
-                f"{MAX_NODES}"
-            )
-        return space
+        return parse(cls, data, path, separator=".")
 
     @cached_property
     def _primitives(self) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from flexibert.attention_graph import GRAPHS, AttentionGraph, parse_graph
 from flexibert.spec import OPERATIONS, Architecture, LayerSpec, OperationSpec, SearchedAttention
 
 from ..errors import UserError
+from ..parsing import limited, parse, several
 from .attention_edits import Choose
 from .attention_space import GraphSpace
 
@@ -55,18 +56,20 @@ class SearchSpace:
         restrictions: Parameter name -> the values it may still take, see `restrict`.
     """
 
-    num_layers: tuple[int, ...]
-    hidden_size: tuple[int, ...]
-    num_heads: tuple[int, ...]
-    operations: tuple[Mapping[str, Any], ...]
-    feed_forward_size: tuple[int, ...]
-    feed_forward_depth: tuple[int, ...] = (1,)
-    layers_per_stack: int = 1
+    num_layers: tuple[int, ...] = several(least=1)
+    hidden_size: tuple[int, ...] = several(least=1)
+    num_heads: tuple[int, ...] = several(least=1)
+    operations: tuple[Mapping[str, Any], ...] = several(
+        parse=lambda data, path: _parse_operation(data, path), noun="operations"
+    )
+    feed_forward_size: tuple[int, ...] = several(least=1)
+    feed_forward_depth: tuple[int, ...] = several(least=1, default=(1,))
+    layers_per_stack: int = limited(least=1, default=1)
     shared_hidden_size: bool = False
     mixed_feed_forward: bool = False
     mixed_heads: bool = False
-    head_size: int | None = None
-    restrictions: Mapping[str, tuple[Value, ...]] = dataclasses.field(default_factory=dict)
+    head_size: int | None = limited(least=1, default=None)
+    restrictions: Mapping[str, tuple[Value, ...]] = dataclasses.field(default_factory=dict, metadata={"data": False})
 
     def __hash__(self) -> int:
         return hash((self.num_layers, self.hidden_size, self.num_heads, self.feed_forward_size, len(self.operations)))
@@ -74,20 +77,7 @@ class SearchSpace:
     @classmethod
     def from_dict(cls, data: Any, path: str = "space") -> "SearchSpace":
         """Parses plain data; UserError with the path of what is wrong."""
-        fields = {f.name: f for f in dataclasses.fields(cls) if f.name != "restrictions"}
-        if not isinstance(data, dict):
-            raise UserError(f"{path}: expected an object")
-        for key in data:
-            if key not in fields:
-                raise UserError(f"{path}: unknown key {key!r}, known: {', '.join(fields)}")
-        values = {}
-        for name, field in fields.items():
-            if name not in data:
-                if field.default is dataclasses.MISSING:
-                    raise UserError(f"{path}: {name} is missing")
-                continue
-            values[name] = _parse_choice(field, data[name], f"{path}.{name}")
-        space = cls(**values)
+        space = parse(cls, data, path, separator=".")
         space._check(path)
         return space
 
@@ -388,25 +378,6 @@ def _group(choice: Mapping[str, Any], heads: int, graph: AttentionGraph | None) 
     if "graph" in choice:
         return SearchedAttention(heads, graph.lines)
     return OperationSpec.from_dict({**choice, "num_heads": heads})
-
-
-def _parse_choice(field: dataclasses.Field, value: Any, path: str):
-    if field.type is bool:
-        if not isinstance(value, bool):
-            raise UserError(f"{path}: {value!r} is not accepted, known: true, false")
-        return value
-    if field.name == "operations":
-        if not isinstance(value, list) or not value:
-            raise UserError(f"{path}: expected a list of operations")
-        return tuple(_parse_operation(operation, f"{path}[{index}]") for index, operation in enumerate(value))
-    items = value if isinstance(value, list) else [value]
-    many = field.type not in (int, int | None)
-    if isinstance(value, list) != many or not items or any(type(item) is not int or item < 1 for item in items):
-        expected = "a list of whole numbers of at least 1" if many else "a whole number of at least 1"
-        raise UserError(f"{path}: {value!r} is not accepted, expected {expected}")
-    if len(set(items)) != len(items):
-        raise UserError(f"{path}: {value!r} holds a value twice")
-    return tuple(value) if many else value
 
 
 def _parse_operation(data: Any, path: str) -> Mapping[str, Any]:

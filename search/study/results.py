@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from flexibert.spec import LayerSpec, layers_to_dicts, parse_layers
 
+from ..cost import COSTS, SCORE
 from ..errors import UserError
 from ..samplers.trials import (
     DUPLICATE_OF,
@@ -35,9 +36,6 @@ from ..samplers.trials import (
     is_repetition,
 )
 
-
-COSTS = ("parameters", "latency_ms")
-"""Metrics that the score is set against, where they were measured."""
 
 STATES = {"complete": "completed", "fail": "failed", "pruned": "pruned", "running": "running", "waiting": "waiting"}
 PACKAGES = ("flexibert", "torch", "transformers", "optuna", "datasets", "accelerate", "huggingface-hub")
@@ -87,7 +85,7 @@ def count_trials(study: optuna.Study) -> dict[str, int]:
 def objective_names(study: optuna.Study) -> list[str]:
     """Names of the study's values, the score first: as set in the study, else score_percent, objective_2, ..."""
     others = range(2, len(study.directions) + 1)
-    return study.metric_names or ["score_percent", *(f"objective_{index}" for index in others)]
+    return study.metric_names or [SCORE, *(f"objective_{index}" for index in others)]
 
 
 def score_sign(study: optuna.Study) -> int:

@@ -33,6 +33,7 @@ from ..data.tasks import Task
 from ..errors import TrainingDiverged, UserError
 from ..files import replace_folder, reported
 from ..metrics import primary
+from ..parsing import limited
 from .finetuning_trainer import FinetuningTrainer
 from .question_answering import QuestionAnswering
 from .sequence_classification import SequenceClassification
@@ -54,13 +55,13 @@ class FinetuningBudget:
         classifier_pooling: What the head of a sequence sees, see `FlexiBertConfig`; None is what the checkpoint says.
     """
 
-    epochs: float = 3.0
-    max_steps: int = -1
-    batch_size: int = 32
-    learning_rate: float = 5e-5
-    warmup_fraction: float = 0.06
-    max_length: int = 128
-    weight_decay: float = 0.01
+    epochs: float = limited(above=0, default=3.0)
+    max_steps: int = limited(least=-1, default=-1)
+    batch_size: int = limited(least=1, default=32)
+    learning_rate: float = limited(above=0, default=5e-5)
+    warmup_fraction: float = limited(least=0, most=1, default=0.06)
+    max_length: int = limited(least=1, default=128)
+    weight_decay: float = limited(least=0, default=0.01)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     classifier_pooling: Literal["cls", "mean", None] = None
 

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ..errors import TrainingDiverged, UserError
+from ..parsing import limited
 from .masked_lm import IGNORED, MaskedLanguageModelling, mlm_loss, to_device
 from .state import load_checkpoint, model_digest, save_checkpoint, text_digest
 
@@ -46,19 +47,19 @@ class PretrainingBudget:
         compile: Whether to run the model through `torch.compile`.
     """
 
-    steps: int = 1000
-    batch_size: int = 64
-    sequence_length: int = 128
-    learning_rate: float = 1e-3
-    warmup_fraction: float = 0.06
+    steps: int = limited(least=0, default=1000)
+    batch_size: int = limited(least=1, default=64)
+    sequence_length: int = limited(least=1, default=128)
+    learning_rate: float = limited(above=0, default=1e-3)
+    warmup_fraction: float = limited(least=0, most=1, default=0.06)
     schedule: Literal["linear", "cosine"] = "linear"
-    weight_decay: float = 0.01
-    adam_beta2: float = 0.98
-    adam_epsilon: float = 1e-6
-    max_grad_norm: float = 1.0
-    mask_fraction: float = 0.15
-    micro_batches: int = 1
-    checkpoint_steps: int = 0
+    weight_decay: float = limited(least=0, default=0.01)
+    adam_beta2: float = limited(least=0, most=1 - 1e-9, default=0.98)
+    adam_epsilon: float = limited(above=0, default=1e-6)
+    max_grad_norm: float = limited(above=0, default=1.0)
+    mask_fraction: float = limited(least=0, most=1, default=0.15)
+    micro_batches: int = limited(least=1, default=1)
+    checkpoint_steps: int = limited(least=0, default=0)
     compile: bool = False
 
     @property
