@@ -50,9 +50,10 @@ class FlexiBertConfig(PreTrainedConfig):
         project_embeddings (`bool`, *optional*, defaults to `False`):
             Puts a linear layer behind the embeddings even where widths agree, as FNet does.
         classifier_pooling (`str`, *optional*, defaults to `"cls"`):
-            What the pooler sees, and with it the heads for sequences and multiple choice: `"cls"` is the first token's
-            last state, as in BERT, `"mean"` the mean over the tokens that are not padding (over all of them under a
-            4-D mask). Layers of local operations bring little of the sequence to its first token.
+            What the pooler sees, and with it the heads for sequences and multiple choice: `"cls"` is the last state of
+            the first token that is not padding, as in BERT, `"mean"` the mean over all of those (under a 4-D mask,
+            which does not tell padding, the first token of all, and the mean over all). Layers of local operations
+            bring little of the sequence to its first token.
         unpad_inputs (`bool`, *optional*, defaults to `False`):
             Everything but the mixing of tokens runs on the real tokens of a padded batch alone. That saves up to half
             of the time where lengths vary and changes no result, because padding does not; states at padding are 0.

@@ -28,7 +28,7 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_flexibert import FlexiBertConfig
-from .operations import OPERATION_CLASSES, Dropout, MixingContext, Packing
+from .operations import OPERATION_CLASSES, Dropout, MixingContext, PackedContext, Packing
 from .spec import LayerSpec
 
 
@@ -89,33 +89,38 @@ class FlexiBertMixer(nn.Module):
             self.distance_embedding = nn.Embedding(2 * config.max_position_embeddings - 1, self.head_size)
         self.output = nn.Linear(spec.mixing_size, spec.hidden_size) if spec.output_projection else nn.Identity()
 
-    def forward(self, hidden_states: torch.Tensor, context: MixingContext, positions: torch.Tensor | None = None):
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        context: MixingContext | PackedContext,
+        output_indices: torch.Tensor | None = None,
+    ):
         """hidden_states (B, L, D) -> (B, L, D) and the weights of all attention heads (B, h, L, L), or None.
 
-        With `positions` (N,), indices into the flattened batch, the first of them is given there only: (N, D).
-        In a packed batch B is 1 and L the number of real tokens; the operations see it as padded groups of rows.
+        With `output_indices` (N,) into the flattened batch, the first of them is given there only: (N, D). In a packed
+        batch B is 1 and L the number of real tokens; the operations see it as padded groups of rows.
         """
         inputs = {
             name: self.projections[module](hidden_states)
             for name, module in PROJECTIONS.items()
             if module in self.projections
         }
-        if context.groups:
-            mixed, attentions = self.mix_groups(inputs, hidden_states, context.groups), None
+        if isinstance(context, PackedContext):
+            mixed, attentions = self.mix_packed(inputs, hidden_states, context), None
         else:
             mixed, attentions = self.mix(inputs, hidden_states, context)
-        return self.output(mixed if positions is None else mixed.flatten(0, 1)[positions]), attentions
+        return self.output(mixed if output_indices is None else mixed.flatten(0, 1)[output_indices]), attentions
 
-    def mix_groups(
-        self, inputs: dict[str, torch.Tensor], hidden_states: torch.Tensor, groups: tuple[MixingContext, ...]
-    ):
+    def mix_packed(
+        self, inputs: dict[str, torch.Tensor], hidden_states: torch.Tensor, context: PackedContext
+    ) -> torch.Tensor:
         """As `mix` for the rows of a packed batch, group by group, without attention weights."""
         outputs, start = [], 0
-        for group in groups:
-            tokens = slice(start, start + len(group.packing.indices))
-            padded = {name: group.packing.unpack(x[:, tokens]) for name, x in inputs.items()}
-            mixed, _ = self.mix(padded, group.packing.unpack(hidden_states[:, tokens]), group)
-            outputs.append(group.packing.pack(mixed))
+        for packing, group in context.groups:
+            tokens = slice(start, start + len(packing.indices))
+            padded = {name: packing.unpack(x[:, tokens]) for name, x in inputs.items()}
+            mixed, _ = self.mix(padded, packing.unpack(hidden_states[:, tokens]), group)
+            outputs.append(packing.pack(mixed))
             start = tokens.stop
         return torch.cat(outputs, dim=1)
 
@@ -173,14 +178,17 @@ class FlexiBertLayer(GradientCheckpointingLayer):
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, hidden_states: torch.Tensor, context: MixingContext, positions: torch.Tensor | None = None
+        self,
+        hidden_states: torch.Tensor,
+        context: MixingContext | PackedContext,
+        output_indices: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """`positions` (N,) are indices into the flattened batch if the output is wanted there only, (N, D)."""
+        """`output_indices` (N,) into the flattened batch say where the output is wanted, (N, D), if not everywhere."""
         if self.resize is not None:
             hidden_states = self.resize(hidden_states)
-        mixed, _ = self.mixer(hidden_states, context, positions)
-        if positions is not None:
-            hidden_states = hidden_states.flatten(0, 1)[positions]
+        mixed, _ = self.mixer(hidden_states, context, output_indices)
+        if output_indices is not None:
+            hidden_states = hidden_states.flatten(0, 1)[output_indices]
         hidden_states = self.mixer_norm(hidden_states + self.dropout(mixed))
         transformed = self.feed_forward(hidden_states)
         return self.feed_forward_norm(hidden_states + self.dropout(transformed))
@@ -255,9 +263,9 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         shape = input_ids.shape if inputs_embeds is None else inputs_embeds.shape[:2]
         device = input_ids.device if inputs_embeds is None else inputs_embeds.device
-        length, positions = shape[1], self.config.max_position_embeddings
-        if length > positions and self.config.position_embedding_type != "rotary":
-            raise ValueError(f"sequence length {length} exceeds max_position_embeddings {positions}")
+        length, longest = shape[1], self.config.max_position_embeddings
+        if length > longest and self.config.position_embedding_type != "rotary":
+            raise ValueError(f"sequence length {length} exceeds max_position_embeddings {longest}")
         if attention_mask is not None and attention_mask.dim() not in ((2, 4) if self._masks_pairs else (2,)):
             also = (
                 " or (batch, 1, length, length)" if self._masks_pairs else ", a layer has more than softmax attention"
@@ -274,7 +282,7 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
         if self.config.unpad_inputs and mask is not None and not recording and not is_tracing(mask):
             hidden_states = self.encode_unpadded(hidden_states, mask, position_ids)
         else:
-            # The pooler's token may not be among the positions.
+            # The pooler's token may not be among them.
             early = output_positions if self.pooler is None else None
             context = self.mixing_context(hidden_states, attention_mask, mask, position_ids)
             hidden_states = self.encode(hidden_states, context, early)
@@ -283,19 +291,27 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
             hidden_states = hidden_states.flatten(0, 1)[output_positions]
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
-    def pool(self, hidden_states, mask) -> torch.Tensor:
-        """(B, L, D) -> (B, D): the first token, or the mean over those of `mask` (B, L)."""
+    def pool(self, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """(B, L, D) -> (B, D): the first real token, or the mean over all of them; `mask` (B, L) is true there."""
         if self.config.classifier_pooling == "cls":
-            return hidden_states[:, 0]
+            if mask is None:
+                return hidden_states[:, 0]
+            first = mask.int().argmax(dim=1)  # not 0 where rows are padded on the left
+            return hidden_states[torch.arange(len(first), device=first.device), first]
         if mask is None:
             return hidden_states.mean(1)
         return (hidden_states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
-    def encode(self, hidden_states, context: MixingContext, output_positions=None) -> torch.Tensor:
-        """(B, L, E) -> (B, L, D), or (N, D) at N positions, through all layers."""
+    def encode(
+        self,
+        hidden_states: torch.Tensor,
+        context: MixingContext | PackedContext,
+        output_indices: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(B, L, E) -> (B, L, D), or (N, D) where it is wanted, through all layers."""
         for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, context)
-        return self.layers[-1](hidden_states, context, output_positions)
+        return self.layers[-1](hidden_states, context, output_indices)
 
     def mixing_context(self, hidden_states, attention_mask, mask, position_ids) -> MixingContext:
         """What layers have to know; `mask` (B, L) is true at real tokens, or None."""
@@ -304,24 +320,24 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
         )
         return MixingContext(attention_mask, mask, position_ids, made={})
 
-    def encode_unpadded(self, hidden_states, mask, position_ids) -> torch.Tensor:
+    def encode_unpadded(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor, position_ids: torch.Tensor
+    ) -> torch.Tensor:
         """The same without padding: tokens are mixed in groups of rows of similar length, each cut to its longest."""
         batch, length = mask.shape
         lengths = (mask * torch.arange(1, length + 1, device=mask.device)).amax(dim=-1)
-        places = torch.arange(batch * length, device=mask.device).view(batch, length)
+        cells = torch.arange(batch * length, device=mask.device).view(batch, length)
         groups, indices = [], []
         for rows in lengths.argsort().chunk(MIXING_GROUPS):
             cut = rows, slice(max(1, int(lengths[rows].max())))  # a row may be all padding
             group_mask = mask[cut]
             packing = Packing(tuple(group_mask.shape), group_mask.flatten().nonzero().flatten())
-            indices.append(places[cut][group_mask])
+            indices.append(cells[cut][group_mask])
             group_mask = None if group_mask.all() else group_mask
-            positions = position_ids[:, cut[1]] if len(position_ids) == 1 else position_ids[cut]
-            group = self.mixing_context(hidden_states[cut], group_mask, group_mask, positions)
-            groups.append(group._replace(packing=packing))
+            ids = position_ids[:, cut[1]] if len(position_ids) == 1 else position_ids[cut]
+            groups.append((packing, self.mixing_context(hidden_states[cut], group_mask, group_mask, ids)))
         whole = Packing((batch, length), torch.cat(indices))
-        context = MixingContext(None, None, None, groups=tuple(groups))
-        return whole.unpack(self.encode(whole.pack(hidden_states), context))
+        return whole.unpack(self.encode(whole.pack(hidden_states), PackedContext(tuple(groups))))
 
 
 def softmax_attention_only(config: FlexiBertConfig) -> bool:

@@ -7,7 +7,7 @@ import torch
 from conftest import EVERY_OPERATION, SPECS
 
 import flexibert
-from flexibert import FlexiBertConfig, FlexiBertForMaskedLM, FlexiBertModel
+from flexibert import FlexiBertConfig, FlexiBertForMaskedLM, FlexiBertModel, operations
 from flexibert.configuration_flexibert import AUTO_MAP
 
 
@@ -298,23 +298,44 @@ def test_a_row_of_padding_alone_stays_finite(backend, unpad_inputs):
     assert torch.isfinite(outputs.last_hidden_state).all() and torch.isfinite(outputs.pooler_output).all()
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("side", ["left", "right", "none", "no mask"])
 @pytest.mark.parametrize("unpad_inputs", [False, True])
-def test_mean_pooling_sees_every_real_token_and_no_padding(side, unpad_inputs):
-    fields = {"classifier_pooling": "mean", "unpad_inputs": unpad_inputs}
+def test_pooling_sees_real_tokens_and_no_padding(pooling, side, unpad_inputs):
+    """ "cls" takes the first of them, wherever it stands, "mean" takes all."""
+    fields = {"classifier_pooling": pooling, "unpad_inputs": unpad_inputs}
     model = make_model(FlexiBertModel, EVERY_OPERATION, **fields)
     inputs = make_inputs(padding=True)
     if side == "left":
         inputs = {name: tensor.flip(-1) for name, tensor in inputs.items()}
+    elif side != "right":
+        inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
     mask = inputs["attention_mask"]
     inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    if side == "no mask":
+        del inputs["attention_mask"]
     pooled = model(**inputs).pooler_output
     for row, real in enumerate(mask.bool()):
         alone = {name: tensor[row : row + 1, real] for name, tensor in inputs.items()}
         states = model(**alone).last_hidden_state[0]
-        expected = torch.tanh(model.pooler(sum(states) / len(states)))
+        expected = torch.tanh(model.pooler(states[0] if pooling == "cls" else sum(states) / len(states)))
         torch.testing.assert_close(pooled[row], expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(model(**alone).pooler_output[0], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("unpad_inputs", [False, True])
+def test_rotary_angles_are_made_once_for_all_layers(unpad_inputs, monkeypatch):
+    made = []
+    angles = operations.rotary_angles
+    monkeypatch.setattr(operations, "rotary_angles", lambda *args: made.append(args[1]) or angles(*args))
+    layers = [*SPECS["homogeneous"], *SPECS["graph"], *SPECS["multiplicative"]]
+    model = make_model(FlexiBertModel, layers, position_embedding_type="rotary", unpad_inputs=unpad_inputs)
+    inputs = make_inputs(padding=unpad_inputs)
+    model(**inputs)
+    assert made == [4] * (BATCH if unpad_inputs else 1)  # heads of 8 features; unpadded, one row is one group here
+    widened = [*layers, {**SPECS["homogeneous"][0], "head_size": 12}]
+    make_model(FlexiBertModel, widened, position_embedding_type="rotary")(**make_inputs())
+    assert made[-2:] == [4, 6]
 
 
 def test_a_mask_of_pairs_reaches_softmax_attention_and_is_refused_elsewhere():
