@@ -213,7 +213,7 @@ class Experiment:
         save_checkpoint(model, self.tokenizer, folder / "pretrained", card)
         return {
             "mlm_loss_nats": result.validation_loss,
-            "mlm_accuracy_percent": 100 * result.validation_accuracy,
+            "mlm_accuracy_percent": result.metrics["mlm_accuracy_percent"],
             "seconds": result.seconds,
             "tokens_per_second": result.tokens_per_second,
         }

@@ -45,7 +45,7 @@ from search.evaluation.supernet import SuperNetwork, load_supernet, random_membe
 from search.files import replace_file  # noqa: E402
 from search.samplers import create_sampler  # noqa: E402
 from search.space.search_space import Architecture, SearchSpace, operation_label  # noqa: E402
-from search.training.pretraining import PretrainingBudget, evaluate, pretrain  # noqa: E402
+from search.training.pretraining import PretrainingBudget, pretrain  # noqa: E402
 
 
 MEMBERS_SEED = 1
@@ -116,8 +116,9 @@ class Lab:
 
     def loss(self, model, count: int = 256) -> float:
         """Validation loss in nats on the first so many blocks."""
-        blocks = self.validation_blocks[:count]
-        return evaluate(model, blocks, self.tokenizer, self.budget, self.accelerator)[0]
+        budget = dataclasses.replace(self.budget, steps=0)
+        data = self.blocks, self.validation_blocks[:count], self.tokenizer
+        return pretrain(model, *data, budget, seed=0, accelerator=self.accelerator).validation_loss
 
     def train(self, model: FlexiBertForMaskedLM, steps: int, learning_rate: float) -> float:
         """Validation loss in nats after so many steps."""

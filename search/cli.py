@@ -127,6 +127,27 @@ def _add_data(parser, recipe: bool) -> None:
         default=argparse.SUPPRESS if recipe else None,
         help=f"folder or Hub id; by default one is trained on the corpus at first use{default}",
     )
+    if recipe:
+        group.add_argument(
+            "--teacher",
+            default=argparse.SUPPRESS,
+            metavar="DIR|ID",
+            help=f"encoder whose states are learnt instead of masked tokens, with its tokenizer{default}",
+        )
+        group.add_argument(
+            "--embeddings",
+            choices=("random", "teacher"),
+            default=argparse.SUPPRESS,
+            help=f"first word embeddings under a teacher: random, or its principal components{default}",
+        )
+        group.add_argument(
+            "--teacher-cache-gb",
+            type=positive_float,
+            default=20.0,
+            metavar="GB",
+            help="what the teacher's states may take on disk; they are stored in fewer bits or dimensions where "
+            "they must (default: %(default)s)",
+        )
     group.add_argument(
         "--text-column", default="text", help="column of the corpus that holds the text (default: %(default)s)"
     )

@@ -34,7 +34,9 @@ class Recipe:
         hierarchy: Whether to search level by level, from stacks of equal layers to the whole space.
         tasks: Whose mean primary metric is the score; none scores by masked token accuracy.
         corpus: Where the text comes from, None for the embedded one; `corpus_config` names a configuration of it.
-        tokenizer: Folder or Hub id, None to train one of `vocab_size` on the corpus.
+        tokenizer: Folder or Hub id, None to train one of `vocab_size` on the corpus, or to take the teacher's.
+        teacher: Folder or Hub id of an encoder to learn from, see `training.teacher`; None for none.
+        embeddings: Whether word embeddings start at random or from the teacher's, where there is one.
         max_train_examples: Cap on the examples of a task, None for all.
         model: Fields of `FlexiBertConfig` that all candidates share.
         transfer: Whether, and how, a candidate starts from the weights of the trained one that is most like it.
@@ -53,6 +55,8 @@ class Recipe:
     corpus: str | None = None
     corpus_config: str | None = None
     tokenizer: str | None = None
+    teacher: str | None = None
+    embeddings: Literal["random", "teacher"] = "teacher"
     vocab_size: int = limited(least=1, most=MAX_VOCABULARY, default=8192)
     max_train_examples: int | None = limited(least=1, default=None)
     model: Mapping[str, Any] = field(default_factory=dict)

@@ -21,13 +21,16 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.blocks import tokenized_blocks
 from ..data.corpus import Corpus, load_corpus
+from ..data.passages import passages
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..progress import RunProgress
 from ..recipe import Recipe
 from ..study.run_folder import CACHE
 from ..training.memory import keep_freed_memory
+from ..training.objectives import objective_weights
 from ..training.pretraining import PretrainingBudget
+from ..training.teacher import TaughtText, Teacher, taught_text
 
 
 def start(options, folder: Path, *handlers: KwargsHandler) -> Accelerator:
@@ -89,18 +92,22 @@ def override(recipe: Recipe, options) -> Recipe:
 
 @dataclass(frozen=True)
 class Data:
-    """The text of a run, ready for training: blocks are (N, L) token ids."""
+    """The text of a run, ready for training: blocks are (N, L) token ids, or passages with a teacher's states."""
 
     corpus: Corpus
     tokenizer: PreTrainedTokenizerBase
-    blocks: np.ndarray
-    validation_blocks: np.ndarray
+    blocks: np.ndarray | TaughtText
+    validation_blocks: np.ndarray | TaughtText
+    teacher: Teacher | None = None
 
 
 def load_data(recipe: Recipe, options, accelerator: Accelerator, progress: RunProgress, runs: Path) -> Data:
     """Loads text and tokenizer, first on the main process, which fills the caches, then on the others."""
     cache = runs / CACHE
     length = recipe.pretraining.sequence_length
+    objective_weights(recipe.pretraining.objectives, recipe.teacher is not None)
+    if recipe.teacher is not None:
+        return load_taught_data(recipe, options, accelerator, progress, cache)
     with accelerator.main_process_first():
         corpus = load_corpus(recipe.corpus, recipe.corpus_config, options.text_column)
         tokenizer = load_tokenizer(recipe.tokenizer, corpus, cache, recipe.vocab_size)
@@ -108,6 +115,38 @@ def load_data(recipe: Recipe, options, accelerator: Accelerator, progress: RunPr
         validation_blocks = tokenized_blocks(corpus.validation, tokenizer, length, cache)
     progress.say(f"{corpus.name}: {blocks.size:,} tokens to train on, vocabulary of {len(tokenizer):,}")
     return Data(corpus, tokenizer, blocks, validation_blocks)
+
+
+def load_taught_data(recipe: Recipe, options, accelerator: Accelerator, progress: RunProgress, cache: Path) -> Data:
+    """The same under a teacher, which reads as much of the text as the training will see, once."""
+    budget = recipe.pretraining
+    with accelerator.main_process_first():
+        corpus = load_corpus(recipe.corpus, recipe.corpus_config, options.text_column)
+        teacher = Teacher(recipe.teacher)
+        tokenizer = load_tokenizer(recipe.teacher, corpus, cache)
+        if recipe.tokenizer is not None:
+            other = load_tokenizer(recipe.tokenizer, corpus, cache)
+            if other.get_vocab() != tokenizer.get_vocab():
+                raise UserError(
+                    f"--tokenizer {recipe.tokenizer} is another one than that of the teacher {recipe.teacher}, "
+                    "whose states belong to its own tokens; leave it out"
+                )
+        teacher.check_fit(tokenizer, budget.sequence_length)
+        train = passages(corpus.train, tokenizer, budget.sequence_length, cache).head(max(1, budget.tokens))
+        validation = passages(corpus.validation, tokenizer, budget.sequence_length, cache).head(VALIDATION_TOKENS)
+    size = int(train.starts[-1])
+    progress.say(f"{corpus.name}: {size:,} tokens to train on in {len(train):,} passages")
+
+    def told(done: int, total: int) -> None:
+        progress.update("teacher reads", done, total)
+
+    reading = (teacher, tokenizer.pad_token_id, accelerator, cache, options.teacher_cache_gb, progress.say, told)
+    taught = taught_text(train, *reading)
+    return Data(corpus, tokenizer, taught, taught_text(validation, *reading, form=taught.states.form), teacher=teacher)
+
+
+VALIDATION_TOKENS = 20_000
+"""That a teacher reads of the validation text."""
 
 
 def training_display(

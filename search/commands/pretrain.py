@@ -21,6 +21,7 @@ from ..progress import RunProgress, duration
 from ..recipe import load_recipe
 from ..study.run_folder import training_folder
 from ..training.pretraining import pretrain
+from ..training.teacher import give_embeddings
 from .common import load_data, override, start, training_display
 
 
@@ -39,6 +40,8 @@ def main(options) -> None:
         config = build_config(layers, data.tokenizer, budget.sequence_length, {**fields, **recipe.model})
         set_seed(options.seed)
         model = FlexiBertForMaskedLM(config)
+        if data.teacher is not None and recipe.embeddings == "teacher":
+            give_embeddings(model, data.teacher)
         flops = 3 * forward_flops(config, budget.sequence_length, round(budget.mask_fraction * budget.sequence_length))
         flops_per_token = flops / budget.sequence_length
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
@@ -69,8 +72,7 @@ def main(options) -> None:
             shutil.rmtree(training, ignore_errors=True)
             progress.say(
                 f"{output}: {count_parameters(config):,} parameters, {budget.tokens:,} tokens in "
-                f"{duration(result.seconds)}, validation loss {result.validation_loss:.3f} nats, "
-                f"masked tokens right {100 * result.validation_accuracy:.1f} %"
+                f"{duration(result.seconds)}, {result.summary}"
             )
 
 

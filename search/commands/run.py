@@ -9,7 +9,6 @@ from typing import Any
 
 import optuna
 from accelerate import Accelerator
-from transformers import PreTrainedTokenizerBase
 
 from flexibert import FlexiBertConfig
 from flexibert.spec import Architecture, parse_layers
@@ -37,7 +36,7 @@ from ..study.run_folder import RunFolder
 from ..study.search import Search
 from ..study.storage import open_study
 from ..study.trials import best_trial, finished
-from .common import interpreter, load_data, override, start
+from .common import Data, interpreter, load_data, override, start
 
 
 def main(options) -> None:
@@ -119,6 +118,8 @@ def identity(recipe: Recipe, options) -> dict[str, Any]:
     data = json.loads(json.dumps(recipe.to_dict()))
     for free in ("description", "sampler", "trials", "patience"):
         del data[free]
+    if recipe.teacher is None:  # so that runs from before there were teachers go on
+        del data["teacher"], data["embeddings"], data["pretraining"]["objectives"]
     objective = {
         "objectives": list(options.objectives),
         "tasks": data.pop("tasks"),
@@ -145,7 +146,7 @@ def build_evaluator(
         "seed": options.seed,
     }
     return Evaluator(
-        first_weights=first_weights(recipe, options, data.tokenizer, folder),
+        first_weights=first_weights(recipe, options, data, folder),
         tokenizer=data.tokenizer,
         blocks=data.blocks,
         validation_blocks=data.validation_blocks,
@@ -160,15 +161,15 @@ def build_evaluator(
     )
 
 
-def first_weights(recipe: Recipe, options, tokenizer: PreTrainedTokenizerBase, folder: RunFolder) -> FirstWeights:
+def first_weights(recipe: Recipe, options, data: Data, folder: RunFolder) -> FirstWeights:
     """What candidates start from."""
     longest = max(recipe.pretraining.sequence_length, recipe.finetuning.max_length if recipe.tasks else 0)
-    fields = model_fields(tokenizer, longest, recipe.model)
+    fields = model_fields(data.tokenizer, longest, recipe.model)
     if options.supernet is not None:
-        return FromSupernet(Path(options.supernet), folder, recipe.space, tokenizer, fields)
+        return FromSupernet(Path(options.supernet), folder, recipe.space, data.tokenizer, fields)
     if recipe.transfer != "none":
         return FromNearest(fields, recipe.transfer, options.seed)
-    return FromScratch(fields)
+    return FromScratch(fields, data.teacher if recipe.embeddings == "teacher" else None)
 
 
 def finetuning_options(recipe: Recipe, options) -> str:

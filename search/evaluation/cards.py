@@ -17,13 +17,18 @@ def pretraining_card(
     name: str, corpus: str, budget: PretrainingBudget, result: PretrainingResult, seed: int
 ) -> CardFacts:
     """What the model card of a pretrained encoder says before any fine-tuning."""
-    score = Score("masked language modelling", "mlm_loss_nats", result.validation_loss, corpus, task_type="fill-mask")
+    names = {"mlm_loss_nats": "masked language modelling", "distillation_loss": "distillation"}
+    scores = tuple(
+        Score(task, metric, result.metrics[metric], corpus, task_type="fill-mask")
+        for metric, task in names.items()
+        if metric in result.metrics
+    )
     return CardFacts(
         name=name,
         corpus=corpus,
         pretraining={**dataclasses.asdict(budget), "tokens": budget.tokens, "train_seconds": round(result.seconds, 1)},
         seeds=(seed,),
-        scores=(score,),
+        scores=scores,
     )
 
 

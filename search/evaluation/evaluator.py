@@ -93,8 +93,7 @@ class Evaluator:
 def collect_metrics(pretrained: PretrainingResult, results: Mapping[str, FinetuningResult]) -> dict[str, float]:
     """What training came to, in one flat dictionary."""
     metrics = {
-        "mlm_loss_nats": pretrained.validation_loss,
-        "mlm_accuracy_percent": 100 * pretrained.validation_accuracy,
+        **pretrained.metrics,
         "pretraining_tokens_per_second": pretrained.tokens_per_second,
         "pretraining_seconds": pretrained.seconds,
         "finetuning_seconds": sum(result.seconds for result in results.values()),
@@ -102,5 +101,12 @@ def collect_metrics(pretrained: PretrainingResult, results: Mapping[str, Finetun
     for task, result in results.items():
         metrics |= {f"{task}_{name}_percent": 100 * value for name, value in result.metrics.items()}
     scores = [100 * result.score for result in results.values()]
-    metrics[SCORE] = sum(scores) / len(scores) if scores else metrics["mlm_accuracy_percent"]
+    metrics[SCORE] = sum(scores) / len(scores) if scores else untuned_score(pretrained.metrics)
     return metrics
+
+
+def untuned_score(metrics: Mapping[str, float]) -> float:
+    """What stands for tasks where there are none, in percent: agreement with the teacher, or masked tokens right."""
+    if "distillation_loss" in metrics:
+        return 100 * (1 - metrics["distillation_loss"])
+    return metrics["mlm_accuracy_percent"]

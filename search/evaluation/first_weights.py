@@ -24,6 +24,7 @@ from ..errors import UserError
 from ..space.search_space import SearchSpace
 from ..study.run_folder import RunFolder
 from ..study.trials import finished
+from ..training.teacher import Teacher, give_embeddings
 from .supernet import DESCRIPTION, load_supernet, save_supernet
 from .weight_transfer import Mode, overlap, transfer
 
@@ -54,12 +55,20 @@ class FirstWeights(Protocol):
 
 @dataclass(frozen=True)
 class FromScratch:
-    """Random weights."""
+    """Random weights.
+
+    Attributes:
+        teacher: Whose word embeddings, reduced, candidates start with, if any.
+    """
 
     fields: Mapping[str, Any]
+    teacher: Teacher | None = None
 
     def model(self, layers: Architecture, source: Path | None = None) -> FirstModel:
-        return FirstModel(FlexiBertForMaskedLM(FlexiBertConfig(**self.fields, layers=layers)))
+        model = FlexiBertForMaskedLM(FlexiBertConfig(**self.fields, layers=layers))
+        if self.teacher is not None:
+            give_embeddings(model, self.teacher)
+        return FirstModel(model)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Masked language modelling: batches, masks and loss (BERT, arXiv 1810.04805, Section 3.1)."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -8,21 +8,6 @@ import torch
 
 
 IGNORED = -100
-
-
-@dataclass(frozen=True)
-class MaskedBatch:
-    """One batch of masked language modelling.
-
-    Attributes:
-        input_ids: (B, L), masked.
-        positions: (B * M,) where to predict, as indices into the flattened batch.
-        labels: (B * M,) what stood there.
-    """
-
-    input_ids: torch.Tensor
-    positions: torch.Tensor
-    labels: torch.Tensor
 
 
 class MaskedLanguageModelling:
@@ -39,7 +24,11 @@ class MaskedLanguageModelling:
         self.vocab_size = len(tokenizer)
         self.mask_token_id = tokenizer.mask_token_id
         self.special_ids = np.array(sorted(tokenizer.all_special_ids))
-        self.predictions = min(max(1, round(mask_fraction * blocks.shape[1])), blocks.shape[1] - 1)
+        self.mask_fraction = mask_fraction
+
+    def arrays(self, step: int, batch_size: int) -> dict[str, np.ndarray]:
+        """The global batch of a step as a student takes it."""
+        return dict(zip(("input_ids", "positions", "labels"), self.batch(step, batch_size)))
 
     def batch(self, step: int, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The global batch of a step: ids (B, L) masked, positions (B, M) within the sequence, labels (B, M)."""
@@ -48,11 +37,19 @@ class MaskedLanguageModelling:
         indices = [order[(first + i) % len(self.blocks)] for i, order in enumerate(rows)]
         return self.mask(self.blocks[indices].astype(np.int64), np.random.default_rng([self.seed, 1, step]))
 
+    def validation(self) -> Iterator[dict[str, np.ndarray]]:
+        """At most 256 blocks in batches of 32, under masks that depend on the text alone."""
+        ids = np.asarray(self.blocks[:256]).astype(np.int64)
+        masked = self.mask(ids, np.random.default_rng(0))
+        for start in range(0, len(ids), 32):
+            yield dict(zip(("input_ids", "positions", "labels"), (array[start : start + 32] for array in masked)))
+
     def mask(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Chooses M tokens per row of ids (B, L), never special ones, and masks them 80/10/10 as BERT does."""
+        predictions = min(max(1, round(self.mask_fraction * ids.shape[1])), ids.shape[1] - 1)
         scores = rng.random(ids.shape)
         scores[np.isin(ids, self.special_ids)] = 2.0
-        positions = np.sort(np.argpartition(scores, self.predictions, axis=1)[:, : self.predictions], axis=1)
+        positions = np.sort(np.argpartition(scores, predictions, axis=1)[:, :predictions], axis=1)
         labels = np.take_along_axis(ids, positions, axis=1)
         kind = rng.random(positions.shape)
         random_ids = rng.integers(0, self.vocab_size, positions.shape)
@@ -70,16 +67,14 @@ def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, 0, epoch]).permutation(size)
 
 
-def to_device(arrays: tuple[np.ndarray, np.ndarray, np.ndarray], device: torch.device) -> MaskedBatch:
-    ids, positions, labels = arrays
-    flat = positions + np.arange(len(ids))[:, None] * ids.shape[1]
-    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in (ids, flat.ravel(), labels.ravel())]
+def to_device(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
+    """A share of a batch as tensors; `positions` (B, M) and `labels` become flat, indices into the flattened batch."""
+    arrays = dict(arrays)
+    if "positions" in arrays:
+        ids = arrays["input_ids"]
+        arrays["positions"] = (arrays["positions"] + np.arange(len(ids))[:, None] * ids.shape[1]).ravel()
+        arrays["labels"] = arrays["labels"].ravel()
+    tensors = {name: torch.as_tensor(np.asarray(array, order="C")) for name, array in arrays.items()}
     if device.type == "cuda":  # A copy out of ordinary memory would wait for the device to finish its last step.
-        tensors = [tensor.pin_memory() for tensor in tensors]
-    return MaskedBatch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
-
-
-def mlm_loss(model, batch: MaskedBatch, **arguments) -> torch.Tensor:
-    """Mean negative log-likelihood of the predicted tokens, in nats."""
-    inputs = {"input_ids": batch.input_ids, "labels": batch.labels, "prediction_positions": batch.positions}
-    return model(**inputs, **arguments).loss
+        tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}

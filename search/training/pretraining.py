@@ -1,4 +1,4 @@
-"""Masked language modelling under Accelerate, resumable to the bit.
+"""Pretraining under Accelerate: masked language modelling, a teacher, or both; resumable to the bit.
 
 Nothing random has a state. Which blocks stand in step s, which tokens are masked and which units are dropped are
 functions of (seed, s), so a run that was killed continues from any checkpoint exactly as if it had not been, without
@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +20,11 @@ from accelerate.utils import set_seed
 
 from ..errors import TrainingDiverged, UserError
 from ..parsing import limited
-from .masked_lm import IGNORED, MaskedLanguageModelling, mlm_loss, to_device
+from .masked_lm import IGNORED, MaskedLanguageModelling, to_device
+from .objectives import MASKED_LM, Student, objective_weights
 from .state import load_checkpoint, model_digest, save_checkpoint, text_digest
+from .taught_batches import TaughtBatches, counts
+from .teacher import TaughtText
 
 
 ADVICE = "a lower learning rate may help"
@@ -33,8 +36,9 @@ class PretrainingBudget:
 
     Attributes:
         steps: Optimiser steps.
-        batch_size: Sequences per step, over all processes and micro-batches together.
-        sequence_length: Tokens per sequence.
+        batch_size: Sequences per step, over all processes and micro-batches together; under a teacher, where sequences
+            are of all lengths, as many tokens as so many of the longest have.
+        sequence_length: Tokens per sequence, under a teacher of the longest.
         learning_rate: Peak of the schedule.
         warmup_fraction: Share of the steps during which the learning rate rises linearly from 0.
         schedule: How it falls afterwards, to 0 at the last step.
@@ -45,6 +49,8 @@ class PretrainingBudget:
         micro_batches: The batch is accumulated over so many forward passes.
         checkpoint_steps: A checkpoint every so many steps; 0 for none.
         compile: Whether to run the model through `torch.compile`.
+        objectives: Name in `objectives.OBJECTIVES` -> weight. Empty is masked language modelling, under a teacher
+            `objectives.DEFAULT_WEIGHTS`.
     """
 
     steps: int = limited(least=0, default=1000)
@@ -61,6 +67,7 @@ class PretrainingBudget:
     micro_batches: int = limited(least=1, default=1)
     checkpoint_steps: int = limited(least=0, default=0)
     compile: bool = False
+    objectives: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -70,14 +77,39 @@ class PretrainingBudget:
 
 @dataclass(frozen=True)
 class PretrainingResult:
-    """What pretraining came to. Losses in nats per predicted token; accuracy as a share of 1."""
+    """What pretraining came to.
+
+    Attributes:
+        train_loss: Mean of the last steps; of masked language modelling in nats per predicted token.
+        metrics: Of the validation text, with units in their names: `mlm_loss_nats` and `mlm_accuracy_percent` of
+            masked language modelling, `distillation_loss` and its parts under a teacher.
+        tokens_per_second, seconds: Of this start; tokens without padding.
+        losses: Of every step.
+    """
 
     train_loss: float
-    validation_loss: float
-    validation_accuracy: float
+    metrics: Mapping[str, float]
     tokens_per_second: float
     seconds: float
     losses: tuple[float, ...]
+
+    @property
+    def validation_loss(self) -> float:
+        """Of masked language modelling, or where that is not learnt, of distillation."""
+        return self.metrics.get("mlm_loss_nats", self.metrics.get("distillation_loss"))
+
+    @property
+    def summary(self) -> str:
+        """What the validation text says, in a line."""
+        parts = []
+        if "mlm_loss_nats" in self.metrics:
+            parts.append(
+                f"validation loss {self.metrics['mlm_loss_nats']:.3f} nats, "
+                f"masked tokens right {self.metrics['mlm_accuracy_percent']:.1f} %"
+            )
+        if "distillation_loss" in self.metrics:
+            parts.append(f"distillation loss {self.metrics['distillation_loss']:.4f}")
+        return ", ".join(parts)
 
 
 def learning_rate(step: int, budget: PretrainingBudget) -> float:
@@ -92,8 +124,9 @@ def learning_rate(step: int, budget: PretrainingBudget) -> float:
 
 def build_optimizer(model: torch.nn.Module, budget: PretrainingBudget) -> torch.optim.Optimizer:
     """Fused AdamW with weight decay on matrices only."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    others = [p for p in model.parameters() if p.dim() < 2]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.dim() >= 2]
+    others = [p for p in trained if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": budget.weight_decay}, {"params": others, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     betas = (0.9, budget.adam_beta2)
@@ -109,8 +142,8 @@ Arguments = Callable[[int], Mapping[str, Any]]
 
 def pretrain(
     model,
-    blocks: np.ndarray,
-    validation_blocks: np.ndarray,
+    blocks: np.ndarray | TaughtText,
+    validation_blocks: np.ndarray | TaughtText,
     tokenizer,
     budget: PretrainingBudget,
     seed: int,
@@ -123,7 +156,8 @@ def pretrain(
 
     Args:
         model: A `FlexiBertForMaskedLM`, or what is called like one; trained in place, also under data parallelism.
-        blocks: (N, L) token ids to train on; `validation_blocks` the same for validation.
+        blocks: (N, L) token ids to train on, or passages with a teacher's states; `validation_blocks` the same for
+            validation.
         seed: Decides the order of the data, masks and dropout.
         accelerator: Devices, precision and processes.
         folder: Where checkpoints are kept, if the budget has any.
@@ -136,34 +170,43 @@ def pretrain(
         UserError: The batch does not divide over processes and micro-batches, a checkpoint is of another run, or one
             cannot be written; the last one is left as it is.
     """
-    share, rest = divmod(budget.batch_size, accelerator.num_processes * budget.micro_batches)
-    if rest or not share:
+    parts = accelerator.num_processes * budget.micro_batches
+    if budget.batch_size % parts:
         raise UserError(
             f"batch size {budget.batch_size} does not divide over {accelerator.num_processes} processes "
             f"times {budget.micro_batches} micro-batches"
         )
-    objective = MaskedLanguageModelling(blocks, tokenizer, budget.mask_fraction, seed)
-    trained = torch.compile(model) if budget.compile else model
-    trained, optimizer = accelerator.prepare(trained, build_optimizer(model, budget))
-    identity = {"seed": seed, "text": text_digest(blocks), "budget": asdict(budget), "model": model_digest(model)}
+    taught = isinstance(blocks, TaughtText)
+    weights = objective_weights(budget.objectives, taught)
+    batches = batch_source(blocks, tokenizer, budget, weights, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student = Student(model, weights, blocks.states.form.size if taught else None)
+    text = {"text": blocks.states.folder.name if taught else text_digest(blocks)}
+    identity = {"seed": seed, **text, "budget": asdict(budget), "model": model_digest(model)}
+    trained = torch.compile(student) if budget.compile else student
+    trained, optimizer = accelerator.prepare(trained, build_optimizer(student, budget))
     first_step, losses = load_checkpoint(accelerator, folder, identity)
 
     trained.train()
     pending: list[torch.Tensor] = []
     started = last_time = time.perf_counter()
-    last_step, rate = first_step, 0.0
+    tokens = last_tokens = 0
+    rate = 0.0
     for step in range(first_step, budget.steps):
         set_seed(step_seed(seed, step, accelerator.process_index))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, budget)
-        arrays = objective.batch(step, budget.batch_size)
+        arrays = batches.arrays(step, budget.batch_size)
+        counted = counts(arrays)
+        tokens += counted.get("tokens", arrays["input_ids"].size)
         total = torch.zeros((), device=accelerator.device)
         for micro_batch in range(budget.micro_batches):
-            start = (micro_batch * accelerator.num_processes + accelerator.process_index) * share
-            batch = to_device(tuple(array[start : start + share] for array in arrays), accelerator.device)
+            share = micro_batch * accelerator.num_processes + accelerator.process_index
+            inputs = inputs_of(arrays, share, parts, accelerator.device)
             accumulating = micro_batch < budget.micro_batches - 1
             with accelerator.no_sync(trained) if accumulating else nullcontext():
-                loss = mlm_loss(trained, batch, **arguments(step)) / budget.micro_batches
+                loss = student.total(trained(inputs, arguments(step))) / budget.micro_batches
                 accelerator.backward(loss)
             total += loss.detach()
         gradient_norm = accelerator.clip_grad_norm_(trained.parameters(), budget.max_grad_norm)
@@ -177,8 +220,8 @@ def pretrain(
             losses += collect(pending, accelerator, done)
             pending = []
             now = time.perf_counter()
-            rate = (done - last_step) * budget.batch_size * budget.sequence_length / (now - last_time)
-            last_step, last_time = done, now
+            rate = (tokens - last_tokens) / (now - last_time)
+            last_tokens, last_time = tokens, now
             if progress is not None:
                 progress(done, losses[-1], rate)
         kept = checkpoint or done == budget.steps
@@ -188,21 +231,40 @@ def pretrain(
             save_checkpoint(accelerator, folder, done, losses, identity)
     seconds = time.perf_counter() - started
 
-    validation = evaluate(trained, validation_blocks, tokenizer, budget, accelerator, **arguments(budget.steps))
-    if not math.isfinite(validation[0]):
-        raise TrainingDiverged(f"the validation loss is {validation[0]:g} after step {budget.steps}; {ADVICE}")
+    validation = batch_source(validation_blocks, tokenizer, budget, weights, seed=0)
+    metrics = evaluate(trained, student, validation, accelerator, arguments(budget.steps))
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise TrainingDiverged(f"the validation loss is {value:g} ({name}) after step {budget.steps}; {ADVICE}")
     accelerator.unwrap_model(trained, keep_fp32_wrapper=False)
-    tokens = (budget.steps - first_step) * budget.batch_size * budget.sequence_length
+    student.release()
     accelerator.free_memory()
     recent = losses[-max(1, budget.steps // 20) :]
     return PretrainingResult(
         train_loss=sum(recent) / max(1, len(recent)) if recent else float("nan"),
-        validation_loss=validation[0],
-        validation_accuracy=validation[1],
+        metrics=metrics,
         tokens_per_second=tokens / seconds if seconds and tokens else rate,
         seconds=seconds,
         losses=tuple(losses),
     )
+
+
+def batch_source(
+    text: np.ndarray | TaughtText, tokenizer, budget: PretrainingBudget, weights: Mapping[str, float], seed: int
+) -> MaskedLanguageModelling | TaughtBatches:
+    """What makes the batches of a text."""
+    if isinstance(text, TaughtText):
+        return TaughtBatches(text, tokenizer, budget.mask_fraction, seed, MASKED_LM in weights)
+    return MaskedLanguageModelling(text, tokenizer, budget.mask_fraction, seed)
+
+
+def inputs_of(
+    arrays: Mapping[str, np.ndarray], share: int, parts: int, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """One of the parts of a global batch, and an even share of what its losses are divided by."""
+    mine = {name: np.array_split(array, parts)[share] for name, array in arrays.items()}
+    divisors = {name: np.float32(count / parts) for name, count in counts(arrays).items()}
+    return to_device({**mine, **divisors}, device)
 
 
 def step_seed(seed: int, step: int, process: int) -> int:
@@ -222,32 +284,37 @@ def collect(pending: list[torch.Tensor], accelerator: Accelerator, done: int) ->
 
 @torch.no_grad()
 def evaluate(
-    model, blocks: np.ndarray, tokenizer, budget: PretrainingBudget, accelerator: Accelerator, **arguments
-) -> tuple[float, float]:
-    """Loss in nats and accuracy on at most 256 validation blocks under masks that never change."""
-    model.eval()
-    objective = MaskedLanguageModelling(blocks, tokenizer, budget.mask_fraction, seed=0)
-    count = min(len(blocks), 256)
-    arrays = objective.mask(np.asarray(blocks[:count]).astype(np.int64), np.random.default_rng(0))
-    sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
-    size, processes = 32, accelerator.num_processes
-    for start in range(accelerator.process_index * size, round_up(count, size * processes), size * processes):
-        # Every process takes part in every round, sharded models need that; rows past the end count nothing.
-        rows = np.arange(start, start + size) % count
-        ids, positions, labels = (array[rows] for array in arrays)
-        labels = np.where(np.arange(start, start + size)[:, None] < count, labels, IGNORED)
-        batch = to_device((ids, positions, labels), accelerator.device)
-        inputs = {"input_ids": batch.input_ids, "prediction_positions": batch.positions}
-        logits = model(**inputs, **arguments).logits.float()
-        losses = torch.nn.functional.cross_entropy(logits, batch.labels, ignore_index=IGNORED, reduction="sum")
-        hits = (logits.argmax(-1) == batch.labels).sum()
-        sums += torch.stack([losses.double(), hits.double(), (batch.labels != IGNORED).sum().double()])
-    loss, hits, predictions = accelerator.reduce(sums, reduction="sum").tolist()
-    return loss / predictions, hits / predictions
+    trained,
+    student: Student,
+    batches: MaskedLanguageModelling | TaughtBatches,
+    accelerator: Accelerator,
+    arguments: Mapping[str, Any],
+) -> dict[str, float]:
+    """Metrics of validation batches, whose masks never change. Every process sees all of them; sharded models need it.
 
-
-def round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
-
-
-# --- checkpoints --------------------------------------------------------------------------------------------------
+    Returns:
+        `mlm_loss_nats` and `mlm_accuracy_percent`; under a teacher `distillation_loss`, the mean of its objectives by
+        weight, and each of them.
+    """
+    trained.eval()
+    sums: dict[str, float] = {}
+    counted: dict[str, int] = {}
+    for arrays in batches.validation():
+        inputs = inputs_of(arrays, 0, 1, accelerator.device)
+        sizes = {"predictions": int((arrays["labels"] != IGNORED).sum())} if "labels" in arrays else {}
+        sizes |= {name: int(size) for name, size in counts(arrays).items()}
+        units = {name: torch.ones((), device=accelerator.device) for name in sizes}
+        for name, loss in trained({**inputs, **units}, arguments).items():
+            sums[name] = sums.get(name, 0.0) + loss.item()
+        for name, size in sizes.items():
+            counted[name] = counted.get(name, 0) + size
+    metrics = {}
+    if MASKED_LM in sums:
+        metrics["mlm_loss_nats"] = sums[MASKED_LM] / counted["predictions"]
+        metrics["mlm_accuracy_percent"] = 100 * sums[f"{MASKED_LM}_hits"] / counted["predictions"]
+    if student.objectives:
+        parts = {name: sums[name] / counted[objective.counted] for name, objective in student.objectives.items()}
+        weight = sum(student.weights[name] for name in parts)
+        metrics["distillation_loss"] = sum(student.weights[name] * loss for name, loss in parts.items()) / weight
+        metrics |= {f"{name}_loss": loss for name, loss in parts.items()}
+    return metrics
