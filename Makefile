@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: search test test-slow official style clean
+.PHONY: search test test-slow official check style docs clean
 
 search: $(READY)
 	$(BIN)/accelerate launch -m search
@@ -22,9 +22,20 @@ official: $(READY)
 	$(BIN)/python tests/official/fetch.py
 	$(BIN)/python -m pytest -m official -W ignore::pytest.PytestUnknownMarkWarning tests/official
 
+# what the machine can see without running anything: style, format, types
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
 style: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# the site in site/, from docs/ and the docstrings; warnings are errors
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 # torch comes first: with it installed, no other package asks for its largest build
 $(READY): pyproject.toml constraints.txt
@@ -35,4 +46,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info
