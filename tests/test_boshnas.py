@@ -1,4 +1,4 @@
-"""BOSHNAS: Optuna's sampler contract, and what an architecture search asks beyond it."""
+"""BOSHNAS, beyond the contract of all samplers in `test_samplers.py`."""
 
 import math
 import multiprocessing
@@ -7,7 +7,6 @@ import random
 import numpy as np
 import optuna
 import pytest
-from optuna.testing.pytest_samplers import BasicSamplerTestCase
 from optuna.trial import TrialState
 
 from flexibert.spec import fingerprint
@@ -60,12 +59,6 @@ def quick_networks(monkeypatch):
     """Less training and climbing of the paper's networks: how good they are is not the question here."""
     monkeypatch.setattr("search.bayesopt.boshnas_networks.EPOCHS", 20)
     monkeypatch.setattr("search.bayesopt.gobi.MAX_STEPS", 20)
-
-
-class TestContract(BasicSamplerTestCase):
-    @pytest.fixture(params=["default", "paper"])
-    def sampler(self, request):
-        return lambda: BoshnasSampler(SPACE, preset=request.param, seed=0)
 
 
 def test_finds_the_best_and_keeps_to_good_ones():

@@ -1,4 +1,4 @@
-"""OP-NAS and evolution: Optuna's sampler contract, priorities by hand, rounds, determinism, and odd studies."""
+"""OP-NAS and evolution: priorities by hand, rounds, determinism, and odd studies; see also `test_samplers.py`."""
 
 import json
 import math
@@ -10,7 +10,6 @@ import time
 import numpy as np
 import optuna
 import pytest
-from optuna.testing.pytest_samplers import BasicSamplerTestCase
 
 from flexibert.attention_graph import GRAPHS
 from flexibert.spec import parse_layers
@@ -88,8 +87,8 @@ class Study:
         self.directions = [self.direction]
         self.trials = []
 
-    def get_trials(self, deepcopy=True):
-        return list(self.trials)
+    def get_trials(self, deepcopy=True, states=None):
+        return [trial for trial in self.trials if states is None or trial.state in states]
 
     def add(self, params, value, state=optuna.trial.TrialState.COMPLETE):
         self.trials.append(frozen(len(self.trials), params, value, state))
@@ -110,18 +109,6 @@ def run(sampler, trials, direction="maximize", objective=score, study=None):
 
 def best_value(study):
     return max(trial.value for trial in study.trials)
-
-
-class TestOpNasContract(BasicSamplerTestCase):
-    @pytest.fixture
-    def sampler(self):
-        return lambda: op_nas(SPACES["tail"])
-
-
-class TestEvolutionContract(BasicSamplerTestCase):
-    @pytest.fixture
-    def sampler(self):
-        return lambda: evolution(SPACES["flexibert"])
 
 
 # --- priorities ---------------------------------------------------------------------------------------------------
@@ -477,7 +464,7 @@ def test_a_proposal_takes_five_milliseconds_among_a_thousand_trials(name):
 @pytest.mark.parametrize("name", ["autobert_zero_tiny", "autobert_zero_small", "autobert_zero_base"])
 def test_recipes_propose(name):
     recipe = load_recipe(name)
-    sampler = create_sampler(recipe.sampler, recipe.space, seed=0)
+    sampler = create_sampler(recipe.sampler, recipe.space, seed=0).sampler(Study(), frozen(0, {}))
     assert isinstance(sampler, OpNasSampler)
     assert len(run(sampler, 2, objective=len).trials) == 2
     assert recipe.trials > sampler.population

@@ -62,13 +62,14 @@ class Recorder:
         return {"score_percent": score(layers), "parameters": 1}
 
 
-def make_search(tmp_path, evaluate, sampler="random", space=SPACE, name="run", **kwargs):
+def make_search(
+    tmp_path, evaluate, sampler="random", space=SPACE, name="run", feasible=None, hierarchy_trials=None, **kwargs
+):
     study = open_study(f"sqlite:///{tmp_path}/study.db", name, {"space": space}, DIRECTIONS)
     space = SearchSpace.from_dict(space)
     accelerator, progress = Accelerator(cpu=True), RunProgress(enabled=False)
-    options = {"name": sampler}
-    folder = RunFolder(tmp_path)
-    return Search(study, space, options, evaluate, ("score_percent",), folder, 0, accelerator, progress, **kwargs)
+    sampler = create_sampler({"name": sampler}, space, 0, feasible, hierarchy_trials)
+    return Search(study, sampler, evaluate, RunFolder(tmp_path), accelerator, progress, **kwargs)
 
 
 def outcome(study):
@@ -107,10 +108,10 @@ def test_patience_ends_a_search_that_no_longer_improves(tmp_path):
     def evaluate(layers, folder, source=None):
         return {"score_percent": 50.0, "parameters": 1}
 
-    search = make_search(tmp_path, evaluate, patience=3)
-    search.run(12)
+    search = make_search(tmp_path, evaluate)
+    search.run(12, patience=3)
     assert len(finished(search.study)) == 4
-    make_search(tmp_path, evaluate, patience=5).run(12)  # goes on
+    make_search(tmp_path, evaluate).run(12, patience=5)  # goes on
     assert len(finished(search.study)) == 6
 
 
@@ -252,7 +253,7 @@ def layers_of(trial):
 @pytest.mark.parametrize("sampler", ["boshnas", "tpe"])
 def test_levels_share_the_trials_and_lie_between_the_best_of_those_before(tmp_path, sampler):
     evaluate = Recorder()
-    search = make_search(tmp_path, evaluate, sampler, DEEP, hierarchy=True)
+    search = make_search(tmp_path, evaluate, sampler, DEEP, hierarchy_trials=24)
     search.run(24)
     assert levels_of(search.study) == [1 + number // 6 for number in range(24)]
     assert len(set(evaluate.seen)) == 24
@@ -275,8 +276,8 @@ def test_a_hierarchical_search_continues_after_a_kill(tmp_path):
 
     first, second = Recorder(diverges=stop), Recorder()
     with pytest.raises(KeyboardInterrupt):
-        make_search(tmp_path, first, "boshnas", DEEP, hierarchy=True).run(12)
-    search = make_search(tmp_path, second, "boshnas", DEEP, hierarchy=True)
+        make_search(tmp_path, first, "boshnas", DEEP, hierarchy_trials=12).run(12)
+    search = make_search(tmp_path, second, "boshnas", DEEP, hierarchy_trials=12)
     layers = levels(search.space)[2].sample(random.Random(0))
     killed = {"worker": {**search_worker(), "started": 0.0}, "level": 3}
     params, distributions = search.space.parameters(layers), search.space.distributions()
@@ -290,7 +291,7 @@ def test_a_hierarchical_search_continues_after_a_kill(tmp_path):
 
 
 def test_an_enqueued_architecture_of_a_finer_level_is_no_obstacle(tmp_path):
-    search = make_search(tmp_path, Recorder(), "random", DEEP, hierarchy=True)
+    search = make_search(tmp_path, Recorder(), "random", DEEP, hierarchy_trials=12)
     mixed = next(
         m for m in map(search.space.sample, map(random.Random, range(99))) if m not in levels(search.space)[1]
     )
@@ -301,7 +302,7 @@ def test_an_enqueued_architecture_of_a_finer_level_is_no_obstacle(tmp_path):
 
 def test_a_level_without_new_architectures_is_left_early(tmp_path):
     few = {**DEEP, "num_layers": [2], "hidden_size": [8], "operations": [{"op": "linear_transform"}]}
-    search = make_search(tmp_path, Recorder(), "random", few, hierarchy=True)
+    search = make_search(tmp_path, Recorder(), "random", few, hierarchy_trials=40)
     search.run(40)
     space = levels(search.space)[0]
     reached = levels_of(search.study)
@@ -312,18 +313,18 @@ def test_a_level_without_new_architectures_is_left_early(tmp_path):
 @pytest.mark.parametrize("sampler", ["boshnas", "random"])
 def test_a_level_in_which_nothing_is_feasible_is_left_out(tmp_path, sampler):
     deep, shallow = {**DEEP, "num_layers": [1, 2, 4]}, lambda layers: len(layers) == 1
-    search = make_search(tmp_path, Recorder(), sampler, deep, hierarchy=True, feasible=shallow)
+    search = make_search(tmp_path, Recorder(), sampler, deep, hierarchy_trials=4, feasible=shallow)
     search.run(4)
     assert [len(layers_of(trial)) for trial in finished(search.study)] == 4 * [1]
     assert levels_of(search.study)[0] == 2  # stacks of two layers are never one layer
     folder = tmp_path / "nothing"
     folder.mkdir()
     with pytest.raises(UserError, match="no architecture of the space is feasible"):
-        make_search(folder, Recorder(), sampler, deep, hierarchy=True, feasible=lambda layers: False).run(4)
+        make_search(folder, Recorder(), sampler, deep, hierarchy_trials=4, feasible=lambda layers: False).run(4)
 
 
 def test_levels_are_in_the_report(tmp_path):
-    search = make_search(tmp_path, Recorder(), "random", DEEP, hierarchy=True)
+    search = make_search(tmp_path, Recorder(), "random", DEEP, hierarchy_trials=16)
     search.run(16)
     write_report(search.study, tmp_path / "report")
     text = (tmp_path / "report/report.md").read_text(encoding="utf-8")
@@ -335,7 +336,7 @@ def test_levels_are_in_the_report(tmp_path):
 def test_spaces_without_levels_are_refused(tmp_path):
     odd = {**SPACE, "num_layers": [1, 3]}
     with pytest.raises(UserError, match="hierarchy: no depth of .1, 3. is even"):
-        make_search(tmp_path, Recorder(), "random", odd, hierarchy=True).run(2)
+        make_search(tmp_path, Recorder(), "random", odd, hierarchy_trials=2).run(2)
     searched = {**SPACE, "operations": [{"op": "attention_graph", "graph": {"mode": "tail"}}]}
     with pytest.raises(UserError, match="hierarchy: the space has searched graphs"):
         levels(SearchSpace.from_dict(searched))

@@ -24,6 +24,7 @@ from search.cli import main
 from search.evaluation.first_weights import WRITERS, writers
 from search.evaluation.supernet import SuperNetwork, load_supernet, random_member
 from search.progress import RunProgress
+from search.samplers import create_sampler
 from search.space.search_space import SearchSpace
 from search.study.run_folder import RunFolder
 from search.study.search import Search
@@ -269,10 +270,7 @@ def test_the_same_function_is_never_trained_twice(tmp_path):
     study = open_study(f"sqlite:///{tmp_path}/study.db", "run", {}, {"score_percent": "maximize"})
     for parameters in (first, second):
         study.enqueue_trial(parameters)
-    progress = RunProgress(enabled=False)
-    objectives = ("score_percent",)
-    Search(
-        study, space, {"name": "random"}, evaluate, objectives, RunFolder(tmp_path), 0, Accelerator(cpu=True), progress
-    ).run(2)
+    sampler = create_sampler({"name": "random"}, space, seed=0)
+    Search(study, sampler, evaluate, RunFolder(tmp_path), Accelerator(cpu=True), RunProgress(enabled=False)).run(2)
     assert seen[0] == space.build(first) and space.build(second) not in seen
     assert study.trials[1].user_attrs["duplicate_of"] == 0 and study.trials[1].values == [1.0]

@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,8 @@ from ..files import replace_file
 from ..metrics import GLUE_TASKS
 from ..progress import RunProgress, duration
 from ..recipe import Recipe, load_recipe
-from ..samplers import Feasible, create_sampler
-from ..samplers.population import PopulationSampler
-from ..space.hierarchy import levels
+from ..samplers import create_sampler
+from ..samplers.base import Feasible
 from ..study.recovery import this_worker
 from ..study.run_folder import RunFolder
 from ..study.search import Search
@@ -45,15 +44,19 @@ def main(options) -> None:
     if recipe.space is None:
         raise UserError(f"recipe {options.recipe} has no space to search; it is for the command pretrain")
     objectives = choose_objectives(options.objectives)
-    sampler = create_sampler(recipe.sampler, recipe.space, seed=0)  # an unknown name shall not wait for the data
-    if len(objectives) > 1 and isinstance(sampler, PopulationSampler):
-        raise UserError(f"--objectives: the sampler {recipe.sampler['name']} searches for one objective")
+    new_sampler = partial(
+        create_sampler,
+        recipe.sampler,
+        recipe.space,
+        options.seed,
+        hierarchy_trials=recipe.trials if recipe.hierarchy else None,
+        objectives=len(objectives),
+    )
+    new_sampler()  # what is wrong with it shall not wait for the data
     if (options.evaluator == "supernet") != (options.supernet is not None):
         raise UserError("--evaluator supernet and --supernet DIR go together")
     if options.supernet is not None and recipe.transfer != "none":
         raise UserError("--transfer: candidates start either from a super-network or from trained encoders")
-    if recipe.hierarchy:
-        levels(recipe.space)  # nor a space without any
     folder = RunFolder(Path(options.runs) / (options.name or Path(options.recipe).stem))
     accelerator = start(options, folder.path)
     study = None
@@ -71,23 +74,17 @@ def main(options) -> None:
 
         search = Search(
             study,
-            recipe.space,
-            recipe.sampler,
+            new_sampler(feasible=within(limits(options), evaluator)),
             evaluator,
-            tuple(objectives),
             folder,
-            options.seed,
             accelerator,
             progress,
-            feasible=within(limits(options), evaluator),
             find_source=weights.find_source if isinstance(weights, FromNearest) else None,
             after_trial=after_trial,
-            hierarchy=recipe.hierarchy,
-            patience=recipe.patience,
         )
         if accelerator.is_main_process:
             after_trial()  # a worker may have been killed before it came to that
-        search.run(recipe.trials)
+        search.run(recipe.trials, recipe.patience)
     if accelerator.is_main_process:
         conclude(study, folder, finetuning_options(recipe, options))
 

@@ -1,7 +1,6 @@
 """How the next architecture is chosen: Optuna's samplers and this package's own, by name.
 
-A sampler is a function of the study's trials and a seed. A new one is made for every trial, seeded by the study's seed
-and the number of finished trials, so a search that was stopped goes on as if it had not been.
+A sampler is a function of the study's trials and a seed, see `base.py`.
 """
 
 import inspect
@@ -12,17 +11,16 @@ from typing import Any
 import optuna
 from optuna.samplers import BaseSampler
 
-from flexibert.spec import Architecture
+from flexibert.spec import Architecture as Architecture
 
 from ..errors import UserError
 from ..space.search_space import SearchSpace
+from .base import Feasible, ReseededSampler
 from .boshnas import BoshnasSampler
 from .evolution import EvolutionSampler
+from .hierarchical import HierarchicalSampler
 from .op_nas import OpNasSampler
-
-
-Feasible = Callable[[Architecture], bool]
-"""Whether an architecture keeps within the limits of a search (parameters, latency)."""
+from .population import PopulationSampler
 
 
 SAMPLERS: dict[str, tuple[str, Callable[..., BaseSampler]]] = {
@@ -54,21 +52,29 @@ SAMPLERS: dict[str, tuple[str, Callable[..., BaseSampler]]] = {
 
 
 def create_sampler(
-    options: Mapping[str, Any], space: SearchSpace, seed: int, feasible: Feasible | None = None
-) -> BaseSampler:
-    """The sampler called `options["name"]`, with the other options as its own.
+    options: Mapping[str, Any],
+    space: SearchSpace,
+    seed: int,
+    feasible: Feasible | None = None,
+    hierarchy_trials: int | None = None,
+    objectives: int = 1,
+) -> ReseededSampler:
+    """The sampler called `options["name"]`, with the other options as its own; one serves a whole search.
 
-    Samplers that can, propose feasible architectures only; for the others the search passes over the rest.
+    Args:
+        hierarchy_trials: Searches level by level, over so many trials in all, see `HierarchicalSampler`; the whole
+            space at once where it is None.
+        objectives: Of the search.
 
     Raises:
-        UserError: No such sampler, no such option, or one that does not suit the space.
+        UserError: No such sampler, no such option, or one that does not suit the space or the objectives.
     """
     options = dict(options)
     name = options.pop("name")
     if name not in SAMPLERS:
         raise UserError(f"unknown sampler {name!r}, known: {', '.join(SAMPLERS)}")
-    create = SAMPLERS[name][1]
-    known = inspect.signature(create).parameters
+    make = SAMPLERS[name][1]
+    known = inspect.signature(make).parameters
     free = [option for option in known if option not in ("space", "seed", "candidates", "feasible")]
     for option in options:
         if option not in free:
@@ -79,9 +85,23 @@ def create_sampler(
             raise UserError(f"{option}: {options[option]!r} is not accepted, expected {expected}")
     if "feasible" in known:
         options["feasible"] = feasible
-    try:
-        return create(space, seed=seed, **options)
-    except UserError:
-        raise
-    except (TypeError, ValueError) as error:  # Optuna's, whose messages name the option
-        raise UserError(f"sampler {name}: {error}") from None
+
+    def create(part: SearchSpace, seed: int) -> BaseSampler:
+        try:
+            return make(part, seed=seed, **options)
+        except UserError:
+            raise
+        except (TypeError, ValueError) as error:  # Optuna's, whose messages name the option
+            raise UserError(f"sampler {name}: {error}") from None
+
+    first = create(space, seed)  # options are checked now, not when the data have been loaded
+    if objectives > 1 and isinstance(first, PopulationSampler):
+        raise UserError(f"sampler {name} searches for one objective, not for {objectives}")
+    if hierarchy_trials is None:
+        return ReseededSampler(space, partial(create, space), seed, feasible)
+
+    def create_hierarchical(seed: int) -> BaseSampler:
+        return HierarchicalSampler(space, partial(create, seed=seed), hierarchy_trials, seed, feasible)
+
+    create_hierarchical(seed)  # nor shall a space without levels wait for the data
+    return ReseededSampler(space, create_hierarchical, seed, feasible)

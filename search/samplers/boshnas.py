@@ -34,15 +34,13 @@ Several objectives are searched with random scalarisations of upper confidence b
 1805.12168), every trial with other weights, so that together they trace the Pareto front.
 """
 
-import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -55,9 +53,10 @@ from ..bayesopt.encoding import Encoding
 from ..bayesopt.gaussian_process import GaussianProcess, RobustScale
 from ..bayesopt.surrogate import Prediction
 from ..errors import UserError
-from ..space.search_space import SearchSpace
+from ..space.search_space import SearchSpace, Values
 from . import boshnas_paper
-from .trials import PREDICTION, counts, is_repetition
+from .base import Feasible, SpaceSampler, turn
+from .trials import PREDICTION, counts, is_evidence, is_repetition
 
 
 PARENTS = 5
@@ -90,20 +89,15 @@ class History:
     seen: frozenset[bytes]
 
 
-class BoshnasSampler(optuna.samplers.BaseSampler):
+class BoshnasSampler(SpaceSampler):
     """Proposes the architecture that the trials so far make most promising.
 
-    A function of the study's trials, the seed and the number of the new trial: nothing is kept between proposals, and
-    the order in which trials finish does not matter. Parameters outside the space are sampled independently and
-    uniformly. What was believed of a proposal is stored with its trial under the user attribute "prediction",
-    {"mean", "standard_deviation"} of its first objective, in the objective's unit.
+    What was believed of a proposal is noted with its trial, see `trials.PREDICTION`.
 
     Args:
-        space: Where to search.
+        space, seed, feasible: See `SpaceSampler`.
         preset: "default" or the paper's settings.
-        seed: Source of all randomness; drawn where it is None.
         candidates: The only architectures that may be proposed, for searches in a table.
-        feasible: Tells of an architecture whether it may be proposed (size, latency); all may where it is None.
 
     Raises:
         UserError: A candidate is not in the space, there is none, or (on sampling) no architecture is feasible.
@@ -116,16 +110,14 @@ class BoshnasSampler(optuna.samplers.BaseSampler):
         preset: Literal["default", "paper"] = "default",
         seed: int | None = None,
         candidates: Sequence[Architecture] | None = None,
-        feasible: Callable[[Architecture], bool] | None = None,
+        feasible: Feasible | None = None,
     ):
+        super().__init__(space, seed, feasible)
         if preset not in PRESETS:
             raise UserError(f"preset: {preset!r} is not accepted, known: {', '.join(PRESETS)}")
-        self.space = space
         self.preset = preset
-        self.seed = random.SystemRandom().getrandbits(32) if seed is None else seed
         self.encoding = encoding_of(space)
         self.candidates = None if candidates is None else self._encode(candidates)
-        self.feasible = feasible
         self._feasibility: dict[bytes, bool] = {}
 
     def _encode(self, candidates: Sequence[Architecture]) -> np.ndarray:
@@ -138,35 +130,23 @@ class BoshnasSampler(optuna.samplers.BaseSampler):
         return np.unique(rows, axis=0)
 
     def _is_feasible(self, row: np.ndarray) -> bool:
+        if self.feasible is None:
+            return True
         key = row.tobytes()
-        if self.feasible is not None and key not in self._feasibility:  # remembered: it may measure a latency
-            self._feasibility[key] = bool(self.feasible(self.space.build(self.encoding.values(row))))
-        return self._feasibility.get(key, True)
+        if key not in self._feasibility:  # remembered: it may measure a latency
+            self._feasibility[key] = self.is_feasible(self.space.build(self.encoding.values(row)))
+        return self._feasibility[key]
 
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self.space.distributions()
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        if search_space.keys() <= trial.system_attrs.get("fixed_params", {}).keys():
-            return {}  # an enqueued trial: nothing is left to choose
-        rng = np.random.default_rng([self.seed, trial.number])
+    def propose(self, study: optuna.Study, trial: FrozenTrial) -> tuple[Values, dict[str, Any]]:
+        rng = np.random.default_rng([self.seed, turn(study, trial)])
         history = read_history(study, trial, self.encoding)
         candidates = Candidates(self.encoding, history.seen, self._is_feasible, self.candidates)
         row, belief = PRESETS[self.preset](history, candidates, rng)
-        if belief is not None and not trial.system_attrs.get("fixed_params"):  # else another one will be trained
-            sign = _signs(study)[0]
-            prediction = {"mean": sign * belief[0], "standard_deviation": belief[1]}
-            study._storage.set_trial_user_attr(trial._trial_id, PREDICTION, prediction)
-        return {name: value for name, value in self.encoding.values(row).items() if name in search_space}
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        seed = random.Random(f"{self.seed} {trial.number} {param_name}").getrandbits(32)
-        uniform = optuna.samplers.RandomSampler(seed=seed)
-        return uniform.sample_independent(study, trial, param_name, param_distribution)
+        values = self.encoding.values(row)
+        if belief is None or trial.system_attrs.get("fixed_params"):  # another one will be trained
+            return values, {}
+        sign = _signs(study)[0]
+        return values, {PREDICTION: {"mean": sign * belief[0], "standard_deviation": belief[1]}}
 
 
 @lru_cache(maxsize=16)
@@ -193,7 +173,7 @@ def read_history(study: optuna.Study, trial: FrozenTrial, encoding: Encoding) ->
         elif counts(other):
             finished.append(row)
             scores.append(np.multiply(other.values, _signs(study)))
-        elif other.state in (TrialState.COMPLETE, TrialState.FAIL):
+        elif other.state in (TrialState.COMPLETE, TrialState.FAIL) and is_evidence(other):
             failed.append(row)
     known = {row.tobytes() for row in (*finished, *pending)}
     failed = [row for row in failed if row.tobytes() not in known]

@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from flexibert.spec import Architecture
-
 from ..space.search_space import SearchSpace, Values
+from .base import Feasible
 from .population import Member, PopulationSampler, check_flag, check_number, ranking
 
 
@@ -15,7 +14,7 @@ class EvolutionSampler(PopulationSampler):
     """Mutates the best of a random sample of the population.
 
     Args:
-        space, seed, feasible: See `PopulationSampler`.
+        space, seed, feasible: See `SpaceSampler`.
         population: The first so many trials are random, and so many of the finished ones can become parents.
         tournament: How many of those are drawn, of which the best becomes the parent.
         aging: Whether the population is the youngest or, in plain evolution, the best.
@@ -32,7 +31,7 @@ class EvolutionSampler(PopulationSampler):
         population: int = 100,
         tournament: int = 25,
         aging: bool = True,
-        feasible: Callable[[Architecture], bool] | None = None,
+        feasible: Feasible | None = None,
     ):
         super().__init__(space, seed, feasible)
         check_number("population", population, 1, whole=True)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
@@ -19,7 +18,8 @@ from flexibert.spec import Architecture
 
 from ..errors import UserError
 from ..space.hierarchy import interpolate, levels
-from ..space.search_space import SearchSpace
+from ..space.search_space import SearchSpace, Values
+from .base import Feasible, SpaceSampler, turn
 from .trials import LEVEL, counts
 
 
@@ -29,20 +29,19 @@ TOP_ARCHITECTURES = 5
 """Best architectures between which the next level interpolates, as in the public code."""
 
 
-class HierarchicalSampler(BaseSampler):
+class HierarchicalSampler(SpaceSampler):
     """Searches level by level, each between the best architectures of the levels before it.
 
     Every level has an equal share of the trials, or fewer if it has not so many members. A proposal that a trial
     already has, or that is not feasible, is replaced by a random one of the level; a level without a feasible one is
-    left out. The level, from 1, is stored with the trial under the user attribute "level". Parameters outside the
-    space are sampled independently and uniformly.
+    left out. The level is noted with the trial, see `trials.LEVEL`.
 
     Args:
         space: The whole space, which is the last level.
         create: Makes the inner sampler of a level.
         trials: How many architectures the search will train in all.
         seed: Of random replacements.
-        feasible: Tells of an architecture whether it may be proposed; all may where it is None.
+        feasible: See `SpaceSampler`.
 
     Raises:
         UserError: The space has no levels (see `levels`), or (on sampling) all trials of the levels before failed.
@@ -53,43 +52,31 @@ class HierarchicalSampler(BaseSampler):
         space: SearchSpace,
         create: Callable[[SearchSpace], BaseSampler],
         trials: int,
-        seed: int = 0,
-        feasible: Callable[[Architecture], bool] | None = None,
+        seed: int | None = None,
+        feasible: Feasible | None = None,
     ):
-        self.space = space
+        super().__init__(space, seed, feasible)
         self.levels = levels(space)
         self.create = create
         self.trials = trials
-        self.seed = seed
-        self.feasible = feasible
 
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self.space.distributions()
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        if search_space.keys() <= trial.system_attrs.get("fixed_params", {}).keys():
-            return {}  # an enqueued trial: nothing is left to choose
+    def propose(self, study: optuna.Study, trial: FrozenTrial) -> tuple[Values, dict[str, Any]]:
         others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
         others = [other for other in others if self.space.choices.keys() <= other.params.keys()]
         known = {other.number: self.space.build(other.params) for other in others}
-        rng, layers, least = random.Random(f"{self.seed} {trial.number}"), None, 1
+        rng, layers, least = random.Random(f"{self.seed} {turn(study, trial)}"), None, 1
         reason = UserError("no architecture of the space is feasible: relax the constraint or enlarge the space")
         while layers is None and least <= len(self.levels):
             level, part = self._level(study, others, known, least)
             within = [(other, known[other.number]) for other in others if known[other.number] in part]
             try:
-                layers, attributes = self._propose(study, part, within, set(known.values()), rng)
+                layers, notes = self._propose(study, part, within, set(known.values()), rng)
             except UserError as error:
                 reason = error
             least = level + 1
         if layers is None:
             raise reason
-        for name, value in {**attributes, LEVEL: level}.items():
-            study._storage.set_trial_user_attr(trial._trial_id, name, value)
-        values = self.space.parameters(layers)
-        return {name: values[name] for name in search_space if name in values}
+        return self.space.parameters(layers), {**notes, LEVEL: level}
 
     def _propose(
         self,
@@ -130,19 +117,12 @@ class HierarchicalSampler(BaseSampler):
         """These layers, or random ones of the level where they are known or not feasible; None: all are infeasible."""
         feasible = None
         for _ in range(MAX_TRIES):
-            if self.feasible is None or self.feasible(layers):
+            if self.is_feasible(layers):
                 feasible = layers
                 if layers not in known:
                     break
             layers = part.sample(rng)
         return feasible
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        seed = random.Random(f"{self.seed} {trial.number} {param_name}").getrandbits(32)
-        uniform = optuna.samplers.RandomSampler(seed=seed)
-        return uniform.sample_independent(study, trial, param_name, param_distribution)
 
 
 def _translated(trial: FrozenTrial, space: SearchSpace, layers: Architecture) -> FrozenTrial:

@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from flexibert.spec import Architecture
-
 from ..space.search_space import SearchSpace, Value, Values, draw_by_kind, random_values
+from .base import Feasible
 from .population import Member, PopulationSampler, check_flag, check_number, ranking
 
 
@@ -105,7 +104,7 @@ class OpNasSampler(PopulationSampler):
     `alpha=math.inf` this is plain evolution.
 
     Args:
-        space, seed, feasible: See `PopulationSampler`.
+        space, seed, feasible: See `SpaceSampler`.
         population: Random trials at the start.
         parents: Best trials that have children in a round.
         children: Children of each parent in a round.
@@ -132,7 +131,7 @@ class OpNasSampler(PopulationSampler):
         inter_rate: float = 0.5,
         inter_priority: bool = False,
         max_edits: int = 2,
-        feasible: Callable[[Architecture], bool] | None = None,
+        feasible: Feasible | None = None,
     ):
         super().__init__(space, seed, feasible)
         counts = {"population": population, "parents": parents, "children": children, "max_edits": max_edits}

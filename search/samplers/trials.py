@@ -38,10 +38,23 @@ LEVEL = "level"
 WORKER = "worker"
 """Who trained it."""
 
+INTERRUPTED = "interrupted"
+"""Why a trial ended that says nothing about its architecture: a killed worker, a full disk. It is done again."""
+
 
 def counts(trial: FrozenTrial) -> bool:
     """Whether a trial is a measurement: completed, of its own, and every value a finite number."""
     return trial.state == TrialState.COMPLETE and not is_repetition(trial) and all(map(math.isfinite, trial.values))
+
+
+def is_evidence(trial: FrozenTrial) -> bool:
+    """Whether a trial that ended says something about its architecture; interrupted ones do not."""
+    return INTERRUPTED not in trial.user_attrs
+
+
+def is_failure(trial: FrozenTrial) -> bool:
+    """Whether the training of the architecture failed, for a reason that is noted."""
+    return trial.state == TrialState.FAIL and FAILURE in trial.user_attrs and is_evidence(trial)
 
 
 def is_repetition(trial: FrozenTrial) -> bool:

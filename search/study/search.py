@@ -8,9 +8,8 @@ workers share; whoever starts the same command again goes on where the study sta
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import optuna
 from accelerate import Accelerator
@@ -21,12 +20,11 @@ from flexibert.spec import Architecture, fingerprint, layers_to_dicts, parse_lay
 
 from ..errors import TrainingDiverged, UserError
 from ..progress import RunProgress
-from ..samplers import Feasible, create_sampler
-from ..samplers.hierarchical import HierarchicalSampler
-from ..samplers.trials import DUPLICATE_OF, FAILURE, FINGERPRINT, FUNCTION, LAYERS, METRICS, WORKER, is_repetition
+from ..samplers.base import ReseededSampler, repetitions
+from ..samplers.trials import DUPLICATE_OF, FAILURE, FINGERPRINT, FUNCTION, LAYERS, METRICS, WORKER, counts
 from ..space.functional_hash import function_fingerprint
-from ..space.search_space import SearchSpace
 from .recovery import enqueue_again, retry_interrupted, this_worker
+from .results import objective_names
 from .run_folder import RunFolder
 from .trials import best_trial, diverged, finished
 
@@ -47,75 +45,63 @@ class Search:
 
     Args:
         study: As `open_study` returns it; None on processes that are not the main one.
-        space: What is searched.
-        sampler: Name and options, see `samplers.create_sampler`.
-        evaluate: Trains one architecture; called on all processes.
-        objectives: Names of the metrics that are the trial's values, as many as the study has directions.
+        sampler: As `create_sampler` makes it. It knows the space and which architectures are feasible.
+        evaluate: Trains one architecture; called on all processes. Its metrics include the study's objectives.
         folder: Of the run.
-        seed: Of the sampler.
-        feasible: Which architectures keep within the limits of the search; others are passed over.
+        accelerator: Of the processes that train together.
+        progress: Shows what happens.
         find_source: Chooses the trained encoder that a candidate starts from; none does where it is None.
         after_trial: Called on the main process after every trial that trained an architecture.
-        hierarchy: Whether to search level by level, see `HierarchicalSampler`.
-        patience: Ends the search when so many trials in a row brought no better score.
     """
 
     def __init__(
         self,
         study: optuna.Study | None,
-        space: SearchSpace,
-        sampler: Mapping[str, Any],
+        sampler: ReseededSampler,
         evaluate: Evaluate,
-        objectives: tuple[str, ...],
         folder: RunFolder,
-        seed: int,
         accelerator: Accelerator,
         progress: RunProgress,
-        feasible: Feasible | None = None,
         find_source: FindSource | None = None,
         after_trial: Callable[[], None] | None = None,
-        hierarchy: bool = False,
-        patience: int | None = None,
     ):
         self.study = study
-        self.space = space
         self.sampler = sampler
+        self.space = sampler.space
         self.evaluate = evaluate
-        self.objectives = objectives
         self.folder = folder
-        self.seed = seed
         self.accelerator = accelerator
         self.progress = progress
-        self.feasible = feasible
         self.find_source = find_source
         self.after_trial = after_trial
-        self.hierarchy = hierarchy
-        self.patience = patience
 
-    def run(self, trials: int) -> None:
-        """Works until the study has so many finished trials, its own and other workers' together."""
+    def run(self, trials: int, patience: int | None = None) -> None:
+        """Works until the study has so many finished trials, its own and other workers' together.
+
+        Args:
+            patience: Ends the search when so many trials in a row brought no better score.
+        """
         if not self.accelerator.is_main_process:
             self._follow()
             return
-        self._lead(trials)
+        self.study.sampler = self.sampler
+        self._lead(trials, patience)
         self._broadcast(None)
 
     # --- main process ---------------------------------------------------------------------------------------------
 
-    def _lead(self, trials: int) -> None:
+    def _lead(self, trials: int, patience: int | None) -> None:
         interrupted = retry_interrupted(self.study)
         if interrupted:
             self.progress.say(f"{interrupted} interrupted trial{'s' * (interrupted > 1)} will be done again")
         best = best_trial(self.study)
         self.progress.start_search(len(finished(self.study)), best.values[0] if best else None)
-        failures = repeats = 0
-        while (done := len(finished(self.study))) < min(trials, self.space.size() or trials):
-            if self._has_converged():
-                self.progress.say(f"no better score in {self.patience} trials; stopping early")
+        failures = 0
+        while len(finished(self.study)) < min(trials, self.space.size() or trials):
+            if patience is not None and self._has_converged(patience):
+                self.progress.say(f"no better score in {patience} trials; stopping early")
                 break
-            seed = self.seed + 1000 * (done + len(diverged(self.study))) + repeats
-            self.study.sampler = self._create_sampler(seed, trials)
-            if repeats >= MAX_REPEATS and not self._enqueue_unseen(seed):
+            if repetitions(self.study.get_trials(deepcopy=False)) >= MAX_REPEATS and not self._enqueue_unseen():
                 self.progress.say("the sampler finds nothing new in this space; stopping early")
                 break
             ended: list[FrozenTrial] = []
@@ -126,9 +112,8 @@ class Search:
                 callbacks=[lambda study, trial: ended.append(trial)],  # noqa: B023
             )
             trial = ended[0]
-            repeats = repeats + 1 if trial.state == TrialState.PRUNED or is_repetition(trial) else 0
             failures = failures + 1 if trial.state == TrialState.FAIL else 0
-            if trial.state == TrialState.COMPLETE and not repeats and self.after_trial is not None:
+            if counts(trial) and self.after_trial is not None:
                 self.after_trial()
             if failures >= MAX_FAILURES:
                 self._broadcast(None)  # else the other processes would wait for the next trial
@@ -136,19 +121,9 @@ class Search:
         if self.space.size() is not None and trials > self.space.size():
             self.progress.say(f"the space has {self.space.size()} architectures, all of them are trained")
 
-    def _has_converged(self) -> bool:
-        scores = [trial.values[0] for trial in sorted(finished(self.study), key=lambda trial: trial.number)]
-        if self.patience is None or len(scores) <= self.patience:
-            return False
-        return max(scores[-self.patience :]) <= max(scores[: -self.patience])
-
-    def _create_sampler(self, seed: int, trials: int) -> optuna.samplers.BaseSampler:
-        def create(space: SearchSpace) -> optuna.samplers.BaseSampler:
-            return create_sampler(self.sampler, space, seed, self.feasible)
-
-        if self.hierarchy:
-            return HierarchicalSampler(self.space, create, trials, seed, self.feasible)
-        return create(self.space)
+    def _has_converged(self, patience: int) -> bool:
+        scores = [trial.values[0] for trial in finished(self.study)]
+        return len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
 
     def _objective(self, trial: optuna.Trial) -> list[float]:
         trial.set_user_attr(WORKER, this_worker())
@@ -173,7 +148,7 @@ class Search:
         self._broadcast((layers_to_dicts(layers), folder, source))
         try:
             metrics = self.evaluate(layers, folder, source)
-            values = [metrics[objective] for objective in self.objectives]
+            values = [metrics[objective] for objective in objective_names(self.study)]
             if not all(map(math.isfinite, values)):
                 raise TrainingDiverged(f"the result is {values}")
         except TrainingDiverged as error:
@@ -199,7 +174,7 @@ class Search:
         return self.find_source(layers, trained)
 
     def _is_feasible(self, layers: Architecture) -> bool:
-        return self.feasible is None or self.feasible(layers)
+        return self.sampler.feasible is None or self.sampler.feasible(layers)
 
     def _known(self, layers: Architecture, number: int) -> FrozenTrial | None:
         """The trial that has trained an architecture of the same function, else one that trains it or failed."""
@@ -211,10 +186,10 @@ class Search:
                 return trial
         return None
 
-    def _enqueue_unseen(self, seed: int) -> bool:
+    def _enqueue_unseen(self) -> bool:
         """Makes the next trial a random architecture whose function no trial has; False where none is found."""
         seen = {trial.user_attrs.get(FUNCTION) for trial in self.study.get_trials(deepcopy=False)}
-        rng = random.Random(seed)
+        rng = random.Random(self.sampler.seed(self.study))
         for _ in range(10_000):
             layers = self.space.sample(rng)
             if function_fingerprint(layers) not in seen and self._is_feasible(layers):

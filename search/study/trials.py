@@ -3,19 +3,19 @@
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from ..samplers.trials import FAILURE, counts
+from ..samplers.trials import counts, is_failure
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
     """Trials that count, in the order of their numbers."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return [trial for trial in trials if counts(trial)]
+    return sorted((trial for trial in trials if counts(trial)), key=lambda trial: trial.number)
 
 
 def diverged(study: optuna.Study) -> list[FrozenTrial]:
     """Trials whose training failed, in contrast to those that were interrupted."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-    return [trial for trial in trials if FAILURE in trial.user_attrs]
+    return [trial for trial in trials if is_failure(trial)]
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial | None:
