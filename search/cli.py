@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_supernet(commands)
     _add_pretrain(commands)
     _add_finetune(commands)
+    _add_evaluate(commands)
     _add_report(commands)
     _add_publish(commands)
     _add_list(commands)
@@ -305,6 +306,18 @@ def _add_finetune(commands) -> None:
     _add_data(parser, recipe=False)
     _add_tasks(parser, recipe=False)
     _add_training(parser, one_seed=False)
+
+
+def _add_evaluate(commands) -> None:
+    parser = _command(commands, "evaluate", "say how well an encoder compares sentences without fine-tuning")
+    parser.add_argument("model", metavar="MODEL", help="folder or Hub id of an encoder")
+    parser.add_argument(
+        "--tasks", type=names, default=("stsb",), help="comma-separated: stsb, or own pairs with numbers as labels"
+    )
+    parser.add_argument("--glue", default="nyu-mll/glue", help="Hub id or folder of GLUE")
+    parser.add_argument("--max-length", type=positive, default=128, metavar="N", help="tokens per sentence")
+    parser.add_argument("--output", metavar="FILE", help="JSON file for the scores")
+    _add_training(parser, one_seed=False, trackers=False)
 
 
 def _add_report(commands) -> None:

@@ -13,12 +13,13 @@ from .corpus import Corpus, documents, one_line, quiet
 
 
 def load_tokenizer(
-    source: str | None, corpus: Corpus, cache_dir: Path, vocab_size: int = 8192
+    source: str | None, corpus: Corpus | None = None, cache_dir: Path | None = None, vocab_size: int = 8192
 ) -> PreTrainedTokenizerFast:
     """A tokenizer that can pad, mask, and put a sequence between a first and a last token.
 
     Args:
-        source: Folder or Hub id; None trains a lower-case WordPiece tokenizer on the corpus, once.
+        source: Folder or Hub id; None trains a lower-case WordPiece tokenizer on the corpus, once, and keeps it in
+            `cache_dir`.
         vocab_size: Tokens of a trained tokenizer, special ones included.
 
     Raises:

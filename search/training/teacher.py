@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
 
 import flexibert  # noqa: F401  # registers the encoders with the Auto classes
 
@@ -92,13 +92,7 @@ class Teacher:
     @property
     def positions(self) -> int:
         """Tokens that it takes at most."""
-        positions = getattr(self.model.config, "max_position_embeddings", None)
-        if positions is None or getattr(self.model.config, "position_embedding_type", "absolute") == "rotary":
-            return 2**31
-        for name, module in self.model.named_modules():
-            if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-                positions -= module.padding_idx + 1  # RoBERTa counts positions from behind its padding index.
-        return positions
+        return positions(self.model)
 
     @cached_property
     def digest(self) -> str:
@@ -126,6 +120,17 @@ class Teacher:
             raise UserError(
                 f"teacher {self.source} takes {self.positions} tokens, sequence_length {longest} is beyond it"
             )
+
+
+def positions(model: PreTrainedModel) -> int:
+    """Tokens that a model takes at most; a large number where nothing limits them."""
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most is None or getattr(model.config, "position_embedding_type", "absolute") == "rotary":
+        return 2**31
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            most -= module.padding_idx + 1  # RoBERTa counts positions from behind its padding index.
+    return most
 
 
 @torch.no_grad()

@@ -1,0 +1,34 @@
+"""Says how well an encoder compares sentences without any fine-tuning."""
+
+import json
+from pathlib import Path
+
+from ..data.tasks import load_tasks
+from ..data.tokenizer import load_tokenizer
+from ..errors import UserError
+from ..evaluation.zero_shot import load_encoder, zero_shot
+from ..files import replace_file, reported
+from ..training.teacher import positions
+from .common import start
+
+
+def main(options) -> None:
+    """Prints, for every task, the correlation of the cosine of two sentences with their label."""
+    if not options.tasks:
+        raise UserError("--tasks: expected at least one task")
+    accelerator = start(options, Path(options.output).parent if options.output else Path("."))
+    tasks = load_tasks(options.tasks, None, options.glue)
+    model = load_encoder(options.model, accelerator.device)
+    tokenizer = load_tokenizer(options.model)
+    if options.max_length > positions(model):
+        raise UserError(f"max_length {options.max_length} is beyond the {positions(model)} positions of the model")
+    scores = {task.name: zero_shot(model, tokenizer, task, options.max_length) for task in tasks}
+    if not accelerator.is_main_process:
+        return
+    for task, splits in scores.items():
+        for split, metrics in splits.items():
+            for name, value in metrics.items():
+                print(f"{task:16} {split.removeprefix('validation_'):16} {name:12} {100 * value:7.2f} %")
+    if options.output:
+        with reported(Path(options.output)):
+            replace_file(Path(options.output), json.dumps(scores, indent=2))
