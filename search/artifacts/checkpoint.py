@@ -12,6 +12,7 @@ from flexibert import FlexiBertForMaskedLM
 from ..errors import UserError
 from ..files import check_place, replace_folder, reported
 from .model_card import CardFacts, write_card
+from .sentence_files import POOLING, write_sentence_files
 
 
 SOURCES = ("attention_graph.py", "configuration_flexibert.py", "modeling_flexibert.py", "operations.py", "spec.py")
@@ -30,7 +31,8 @@ def save_checkpoint(model: FlexiBertForMaskedLM, tokenizer, folder: Path, card: 
     """Writes a folder that `from_pretrained` opens, with or without this package: all of it, or nothing.
 
     Besides weights, configuration, tokenizer and the source files of the model it holds the model card and golden
-    logits for `verify`. A checkpoint that stood in the folder is replaced as a whole.
+    logits for `verify`; where there was a teacher, also what sentence-transformers wants. A checkpoint that stood in
+    the folder is replaced as a whole.
 
     Raises:
         UserError: The folder holds something else than a checkpoint, or cannot be written.
@@ -41,6 +43,8 @@ def save_checkpoint(model: FlexiBertForMaskedLM, tokenizer, folder: Path, card: 
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         save_file(_golden(model), aside / GOLDEN, metadata={"format": "pt"})
+        if card.teacher:
+            write_sentence_files(aside, model.config)
         write_card(aside, card)
 
 
@@ -82,7 +86,7 @@ def check_checkpoint(folder: Path) -> list[str]:
     if model_type != "flexibert":
         raise UserError(f"{folder / 'config.json'}: model_type {model_type!r} is not accepted, expected 'flexibert'")
     files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    files += folder.glob(".eval_results/*.yaml")
+    files += [*folder.glob(".eval_results/*.yaml"), *folder.glob(f"{POOLING}/*.json")]
     return sorted(path.relative_to(folder).as_posix() for path in files)
 
 

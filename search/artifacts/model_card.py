@@ -69,6 +69,8 @@ class CardFacts:
         scores: What was measured.
         search: How the architecture was found, as names and values; empty if no search found it.
         language: ISO 639 code of the corpus, if known.
+        teacher: Name of the encoder whose states were learnt, if any.
+        fills_masks: Whether masked language modelling was learnt.
     """
 
     name: str
@@ -79,6 +81,8 @@ class CardFacts:
     search: Mapping[str, Any] = field(default_factory=dict)
     hub_datasets: tuple[str, ...] = ()
     language: str | None = None
+    teacher: str = ""
+    fills_masks: bool = True
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "CardFacts":
@@ -108,8 +112,13 @@ def render_card(folder: Path, card: CardFacts) -> ModelCard:
         language=card.language,
         license="apache-2.0",
         library_name="transformers",
-        pipeline_tag="fill-mask",
-        tags=["flexibert", "neural-architecture-search", "custom_code"],
+        pipeline_tag="fill-mask" if card.fills_masks else "sentence-similarity",
+        tags=[
+            "flexibert",
+            "neural-architecture-search",
+            "custom_code",
+            *(["sentence-transformers"] * bool(card.teacher)),
+        ],
         datasets=list(card.hub_datasets) or None,
         model_name=" ".join(card.name.split()) if results else None,
         eval_results=results or None,
@@ -120,6 +129,8 @@ def render_card(folder: Path, card: CardFacts) -> ModelCard:
         name=describe.escape(card.name),
         weights=any(folder.glob("model*.safetensors")),
         corpus=describe.escape(card.corpus),
+        teacher=describe.escape(card.teacher),
+        fills_masks=card.fills_masks,
         facts={
             "layers": config.num_hidden_layers,
             "parameters": f"{count_parameters(config):,} without the prediction head",

@@ -100,6 +100,11 @@ class Data:
     validation_blocks: np.ndarray | TaughtText
     teacher: Teacher | None = None
 
+    @property
+    def teacher_name(self) -> str:
+        """Empty without a teacher."""
+        return self.teacher.name if self.teacher is not None else ""
+
 
 def load_data(recipe: Recipe, options, accelerator: Accelerator, progress: RunProgress, runs: Path) -> Data:
     """Loads text and tokenizer, first on the main process, which fills the caches, then on the others."""

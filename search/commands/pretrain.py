@@ -20,6 +20,7 @@ from ..files import check_place
 from ..progress import RunProgress, duration
 from ..recipe import load_recipe
 from ..study.run_folder import training_folder
+from ..training.objectives import MASKED_LM, objective_weights
 from ..training.pretraining import pretrain
 from ..training.teacher import give_embeddings
 from .common import load_data, override, start, training_display
@@ -42,7 +43,9 @@ def main(options) -> None:
         model = FlexiBertForMaskedLM(config)
         if data.teacher is not None and recipe.embeddings == "teacher":
             give_embeddings(model, data.teacher)
-        flops = 3 * forward_flops(config, budget.sequence_length, round(budget.mask_fraction * budget.sequence_length))
+        weights = objective_weights(budget.objectives, data.teacher is not None)
+        predictions = round(budget.mask_fraction * budget.sequence_length) if MASKED_LM in weights else 0
+        flops = 3 * forward_flops(config, budget.sequence_length, predictions)
         flops_per_token = flops / budget.sequence_length
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
         peak = accelerator.num_processes * peak_flops_per_second(accelerator.device, dtype)
@@ -63,11 +66,11 @@ def main(options) -> None:
             show,
         )
         accelerator.end_training()
-        weights = accelerator.get_state_dict(model)  # of all processes, where each holds a shard
+        state = accelerator.get_state_dict(model)  # of all processes, where each holds a shard
         if accelerator.is_main_process:
             whole = FlexiBertForMaskedLM(config)
-            whole.load_state_dict(weights)
-            card = pretraining_card(output.name, data.corpus.name, budget, result, options.seed)
+            whole.load_state_dict(state)
+            card = pretraining_card(output.name, data.corpus.name, budget, result, options.seed, data.teacher_name)
             save_checkpoint(whole, data.tokenizer, output, card)
             shutil.rmtree(training, ignore_errors=True)
             progress.say(

@@ -151,7 +151,9 @@ def build_evaluator(
         pretraining=recipe.pretraining,
         finetuning=recipe.finetuning,
         costs=CostMeter(recipe.pretraining.sequence_length, accelerator.device, wanted),
-        cards=TrialCards(data.corpus.name, tasks, recipe.finetuning, options.seed, search, options.glue),
+        cards=TrialCards(
+            data.corpus.name, tasks, recipe.finetuning, options.seed, search, options.glue, data.teacher_name
+        ),
         seed=options.seed,
         accelerator=accelerator,
         progress=progress,

@@ -10,25 +10,34 @@ from ..artifacts.model_card import CardFacts, Score
 from ..data.tasks import Task
 from ..metrics import GLUE_TASKS
 from ..training.finetuning import FinetuningBudget, FinetuningResult
+from ..training.objectives import MASKED_LM, objective_weights
 from ..training.pretraining import PretrainingBudget, PretrainingResult
 
 
 def pretraining_card(
-    name: str, corpus: str, budget: PretrainingBudget, result: PretrainingResult, seed: int
+    name: str, corpus: str, budget: PretrainingBudget, result: PretrainingResult, seed: int, teacher: str = ""
 ) -> CardFacts:
-    """What the model card of a pretrained encoder says before any fine-tuning."""
-    names = {"mlm_loss_nats": "masked language modelling", "distillation_loss": "distillation"}
+    """What the model card of a pretrained encoder says before any fine-tuning; `teacher` is a name."""
+    weights = objective_weights(budget.objectives, bool(teacher))
+    facts = {**dataclasses.asdict(budget), "tokens": budget.tokens, "train_seconds": round(result.seconds, 1)}
+    facts["objectives"] = ", ".join(f"{name} x {weight:g}" for name, weight in weights.items())
+    names = {
+        "mlm_loss_nats": ("masked language modelling", "fill-mask"),
+        "distillation_loss": ("distillation", "feature-extraction"),
+    }
     scores = tuple(
-        Score(task, metric, result.metrics[metric], corpus, task_type="fill-mask")
-        for metric, task in names.items()
+        Score(task, metric, result.metrics[metric], corpus, task_type=task_type)
+        for metric, (task, task_type) in names.items()
         if metric in result.metrics
     )
     return CardFacts(
         name=name,
         corpus=corpus,
-        pretraining={**dataclasses.asdict(budget), "tokens": budget.tokens, "train_seconds": round(result.seconds, 1)},
+        pretraining=facts,
         seeds=(seed,),
         scores=scores,
+        teacher=teacher,
+        fills_masks=MASKED_LM in weights,
     )
 
 
@@ -42,6 +51,7 @@ class TrialCards:
         seed: Of all trials.
         search: How architectures were found, as names and values.
         glue: Where GLUE tasks came from, a folder or a Hub id.
+        teacher: Name of the teacher, if there is one.
     """
 
     corpus: str
@@ -50,6 +60,7 @@ class TrialCards:
     seed: int
     search: Mapping[str, Any]
     glue: str
+    teacher: str = ""
 
     def card(
         self,
@@ -73,7 +84,7 @@ class TrialCards:
             if task.name in results
             for metric, value in results[task.name].metrics.items()
         ]
-        card = pretraining_card(name, self.corpus, pretraining, pretrained, self.seed)
+        card = pretraining_card(name, self.corpus, pretraining, pretrained, self.seed, self.teacher)
         return dataclasses.replace(card, scores=(*card.scores, *scores), search={**self.search, "trial": name})
 
     def _budget(self) -> str:

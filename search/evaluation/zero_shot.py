@@ -1,4 +1,4 @@
-"""What an encoder knows of sentences without any fine-tuning: the cosine of two sentences against people's judgement."""
+"""What an encoder knows of sentences without fine-tuning: the cosine of two of them against people's judgement."""
 
 from collections.abc import Sequence
 from pathlib import Path
