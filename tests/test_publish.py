@@ -306,7 +306,8 @@ def test_facts_are_plain_json():
 def test_snippets_of_the_card_run_without_the_package(own, tmp_path):
     """Each fenced piece of Python, in one process that cannot import flexibert, inside the folder."""
     snippets = re.findall(r"```python\n(.*?)```", (own / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(snippets) == 3 == TEMPLATE.read_text(encoding="utf-8").count("```python")
+    under_a_teacher = 1  # needs sentence-transformers
+    assert len(snippets) == 3 == TEMPLATE.read_text(encoding="utf-8").count("```python") - under_a_teacher
     code = "import sys\nsys.modules['flexibert'] = None\n" + "\n".join(snippets)
     environment = {
         **os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": "", "OMP_NUM_THREADS": "1",
