@@ -219,3 +219,33 @@ def test_bad_spaces_are_refused_with_a_path(change, message):
 def test_missing_field_is_named():
     with pytest.raises(UserError, match="hidden_size is missing"):
         SearchSpace.from_dict({"num_layers": [2]})
+
+
+def test_the_table_says_what_every_parameter_decides(space):
+    assert list(space.table) == list(space.choices)
+    units = {unit.name: unit for unit in space.units}
+    for name, parameter in space.table.items():
+        assert parameter.values == space.choices[name]
+        if parameter.unit is None:
+            assert name == parameter.part in ("num_layers", "hidden_size")
+            continue
+        assert name == f"{parameter.unit}.{parameter.role}"
+        unit = units[parameter.unit]
+        own = {
+            "hidden_size": (unit.hidden_size,),
+            "num_heads": (unit.num_heads,),
+            "operation": unit.operations,
+            "feed_forward_depth": (unit.feed_forward_depth,),
+            "feed_forward_size": unit.feed_forward_sizes,
+        }
+        assert name in own[parameter.part]
+    part = space.restrict({"num_layers": space.num_layers[:1]})
+    assert part.table["num_layers"].values == space.num_layers[:1]
+    assert [name for name in part.table if part.table[name] != space.table[name]] == ["num_layers"]
+
+
+def test_a_label_stands_for_a_kind_of_operation():
+    space = SearchSpace.from_dict({**PAPER, "operations": [OPERATIONS[4], OPERATIONS[5], OPERATIONS[0]]})
+    labels = space.table["layer0.operation"].values
+    assert [space.kind(label) for label in labels] == ["dynamic_convolution", "dynamic_convolution", "self_attention"]
+    assert space.kind(4) == "4"

@@ -15,7 +15,7 @@ import numpy as np
 
 from flexibert.attention_graph import INPUTS, PRIMITIVES, AttentionGraph
 
-from ..space.search_space import Value
+from ..space.parameters import Value
 from .encoding import Encoding
 
 
@@ -42,7 +42,7 @@ class GraphEncoding(Encoding):
 
     def _units(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         traits, weights = super()._units(indices)
-        places = {name.partition(".")[0]: place for place, name in enumerate(np.array(self.names)[self._heads])}
+        places = {unit.name: place for place, unit in enumerate(self.space.units)}
         graphs = np.zeros((*traits.shape[:2], len(PRIMITIVES) + len(INPUTS) + 1))
         for row, values in enumerate(map(self.values, indices)):
             for unit, graph in self.space.graphs(values).items():

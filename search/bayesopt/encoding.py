@@ -15,7 +15,8 @@ import numpy as np
 from flexibert.spec import Architecture
 
 from ..similarity.transformer2vec import ArchitectureEmbedding
-from ..space.search_space import SearchSpace, Value
+from ..space.parameters import NUM_LAYERS, Value
+from ..space.search_space import SearchSpace
 
 
 _REFERENCE_MEMBERS = 512
@@ -52,30 +53,29 @@ class Encoding:
     def _lay_out_columns(self) -> None:
         """Where the parts of a unit stand in an index matrix, and what the indices mean there."""
         choices, column = self.space.choices, {name: index for index, name in enumerate(self.names)}
-        units = list(dict.fromkeys(name.split(".")[0] for name in self.names if "." in name))
-
-        def columns(prefix: str) -> np.ndarray:
-            return np.array([[c for n, c in column.items() if n.startswith(f"{unit}.{prefix}")] for unit in units])
-
-        self._depth = column["num_layers"]
-        self._heads, self._inner_depth = columns("num_heads")[:, 0], columns("feed_forward_depth")[:, 0]
-        self._inner_sizes = columns("feed_forward_size")  # (U, 1 or more)
-        self._operations = columns("head" if self.space.mixed_heads else "operation")  # (U, 1 or more)
-        shared = self.space.shared_hidden_size
-        self._width = np.full(len(units), column["hidden_size"]) if shared else columns("hidden_size")[:, 0]
+        units = self.space.units
+        self._depth = column[NUM_LAYERS]
+        self._width, self._heads, self._inner_depth = (
+            np.array([column[getattr(unit, part)] for unit in units])
+            for part in ("hidden_size", "num_heads", "feed_forward_depth")
+        )
+        self._inner_sizes, self._operations = (  # (U, 1 or more)
+            np.array([[column[name] for name in getattr(unit, part)] for unit in units])
+            for part in ("feed_forward_sizes", "operations")
+        )
         self._unit_of = np.full(len(self.names), -1)  # -1: says something about all units
         for parts in (self._heads, self._inner_depth, self._inner_sizes.T, self._operations.T):
             self._unit_of[parts] = np.arange(len(units))
-        if not shared:
+        if not self.space.shared_hidden_size:
             self._unit_of[self._width] = np.arange(len(units))
 
         labels = sorted({label for c in self._operations.flat for label in choices[self.names[c]]})
-        kinds = sorted({label.split("(")[0] for label in labels})
-        self._label_traits = np.array([[label == x for x in labels] + [label.split("(")[0] == x for x in kinds]
+        kinds = sorted({self.space.kind(label) for label in labels})
+        self._label_traits = np.array([[label == x for x in labels] + [self.space.kind(label) == x for x in kinds]
                                        for label in labels], dtype=float)  # fmt: skip
         self._numbers = np.zeros((len(self.names), self.num_values.max()), dtype=np.int64)
         for name, c in column.items():
-            if ".graph." in name:
+            if self.space.table[name].spells_graph:
                 continue
             values = [labels.index(v) if isinstance(v, str) else v for v in choices[name]]
             self._numbers[c, : len(values)] = values

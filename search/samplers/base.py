@@ -17,7 +17,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from flexibert.spec import Architecture
 
-from ..space.search_space import SearchSpace, Values
+from ..space.parameters import Values
+from ..space.search_space import SearchSpace
 from .trials import counts, is_evidence, is_failure, is_repetition
 
 

@@ -53,7 +53,8 @@ from ..bayesopt.encoding import Encoding
 from ..bayesopt.gaussian_process import GaussianProcess, RobustScale
 from ..bayesopt.surrogate import Prediction
 from ..errors import UserError
-from ..space.search_space import SearchSpace, Values
+from ..space.parameters import Values
+from ..space.search_space import SearchSpace
 from . import boshnas_paper
 from .base import Feasible, SpaceSampler, turn
 from .trials import PREDICTION, counts, is_evidence, is_repetition

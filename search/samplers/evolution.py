@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..space.search_space import SearchSpace, Values
+from ..space.parameters import Values
+from ..space.search_space import SearchSpace
 from .base import Feasible
 from .population import Member, PopulationSampler, check_flag, check_number, ranking
 

@@ -18,7 +18,8 @@ from flexibert.spec import Architecture
 
 from ..errors import UserError
 from ..space.hierarchy import interpolate, levels
-from ..space.search_space import SearchSpace, Values
+from ..space.parameters import Values
+from ..space.search_space import SearchSpace
 from .base import Feasible, SpaceSampler, turn
 from .trials import LEVEL, counts
 

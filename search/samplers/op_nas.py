@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..space.search_space import SearchSpace, Value, Values, draw_by_kind, random_values
+from ..space.parameters import Value, Values
+from ..space.search_space import SearchSpace, draw_by_kind, random_values
 from .base import Feasible
 from .population import Member, PopulationSampler, check_flag, check_number, ranking
 
@@ -43,7 +44,7 @@ class OperationPriority:
         temperature: float = 1.0,
         tied_positions: bool = False,
     ):
-        self.choices = space.choices
+        self.table = space.table
         self.columns = {name: column for column, name in enumerate(space.choices)}
         self.members = members
         self.scores = _rescale(scores)
@@ -81,17 +82,17 @@ class OperationPriority:
             active = indices >= 0
             visits, sums = np.bincount(indices[active]), np.bincount(indices[active], self.scores[active])
             for index in np.flatnonzero(visits).tolist():
-                value = self.choices[name][index]
+                value = self.table[name].values[index]
                 counts[value] = counts.get(value, 0) + int(visits[index])
                 totals[value] = totals.get(value, 0.0) + float(sums[index])
         return counts, {value: total / counts[value] for value, total in totals.items()}
 
     def _shared(self, position: str) -> list[str]:
         """The positions whose statistics count."""
-        _, dot, part = position.partition(".")
-        if not self.tied_positions or not dot:
+        parameter = self.table[position]
+        if not self.tied_positions or parameter.unit is None:
             return [position]
-        return [name for name in self.columns if name.partition(".")[2] == part]
+        return [name for name, other in self.table.items() if other.role == parameter.role]
 
 
 class OpNasSampler(PopulationSampler):
@@ -175,12 +176,12 @@ class OpNasSampler(PopulationSampler):
         return draw
 
     def _inter_level(self, values: Values, choose: Callable, rng: random.Random) -> Values:
-        names = [name for name in self.space.movable(values) if ".graph." not in name]
+        names = [name for name in self.space.movable(values) if not self.space.table[name].spells_graph]
         if not names:
             return values
         name = rng.choice(names)
         options = [option for option in self.space.choices[name] if option != values[name]]
-        value = choose(name, options) if self.inter_priority else draw_by_kind(options, rng)
+        value = choose(name, options) if self.inter_priority else draw_by_kind(self.space, options, rng)
         return self.space.change(values, name, value, rng)
 
     def _intra_level(self, values: Values, choose: Callable, rng: random.Random) -> Values:

@@ -16,7 +16,8 @@ from optuna.trial import FrozenTrial
 
 from ..errors import UserError
 from ..space.functional_hash import function_hash
-from ..space.search_space import SearchSpace, Values
+from ..space.parameters import Values
+from ..space.search_space import SearchSpace
 from .base import SpaceSampler, turn
 from .trials import counts, is_evidence
 
@@ -139,5 +140,5 @@ def _read_member(trial: FrozenTrial, number: int, space: SearchSpace) -> Member:
 
 def function(values: Values, space: SearchSpace) -> str:
     """What an architecture computes: its parameter values, but graphs by `function_hash`."""
-    plain = [str(value) for name, value in values.items() if ".graph." not in name]
+    plain = [str(value) for name, value in values.items() if not space.table[name].spells_graph]
     return " ".join([*plain, *(f"{unit}:{function_hash(graph)}" for unit, graph in space.graphs(values).items())])

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from flexibert.spec import Architecture
 
 from ..errors import UserError
-from .search_space import SearchSpace, Value
+from .parameters import Value
+from .search_space import SearchSpace
 
 
 def levels(space: SearchSpace) -> list[SearchSpace]:
@@ -57,18 +58,17 @@ def interpolate(space: SearchSpace, architectures: Sequence[Architecture]) -> Se
     """
     if not architectures:
         raise UserError("hierarchy: the level before has no finished architecture to interpolate between")
-    seen: dict[str, set[Value]] = {}
+    seen: dict[tuple[str | None, str], set[Value]] = {}
+
+    def place(name: str) -> tuple[str | None, str]:
+        """Mixed parts of one layer are one place."""
+        return space.table[name].unit, space.table[name].part
+
     for layers in architectures:
         try:
             values = space.parameters(layers)
         except ValueError as error:
             raise UserError(f"hierarchy: {error}") from None
         for name in space.active(values):
-            seen.setdefault(_place(name), set()).add(values[name])
-    return space.restrict({name: list(seen[_place(name)]) for name in space.choices if _place(name) in seen})
-
-
-def _place(name: str) -> str:
-    """`layer0.head3` -> `layer0.head`: mixed parts of one layer are one place."""
-    unit, _, part = name.partition(".")
-    return f"{unit}.{part.rstrip('0123456789')}" if part else unit
+            seen.setdefault(place(name), set()).add(values[name])
+    return space.restrict({name: list(seen[place(name)]) for name in space.table if place(name) in seen})

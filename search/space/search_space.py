@@ -28,12 +28,7 @@ from ..errors import UserError
 from ..parsing import limited, parse, several
 from .attention_edits import Choose
 from .attention_space import GraphSpace
-
-
-Value = str | int
-
-Values = Mapping[str, Value]
-"""Normal parameter values of an architecture, see `SearchSpace.normalize`."""
+from .parameters import HIDDEN_SIZE, NUM_LAYERS, Parameter, Unit, Value, Values
 
 
 @dataclass(frozen=True)
@@ -111,36 +106,43 @@ class SearchSpace:
     # --- the table ------------------------------------------------------------------------------------------------
 
     @cached_property
-    def choices(self) -> dict[str, tuple[Value, ...]]:
-        """Every parameter and its values, in a fixed order."""
-        table: dict[str, tuple[Value, ...]] = {"num_layers": self.num_layers}
+    def table(self) -> dict[str, Parameter]:
+        """Every parameter by name, in a fixed order."""
+        table = {NUM_LAYERS: Parameter(self.num_layers, "num_layers")}
         if self.shared_hidden_size:
-            table["hidden_size"] = self.hidden_size
-        for unit in self._units(max(self.num_layers)):
+            table[HIDDEN_SIZE] = Parameter(self.hidden_size, "hidden_size")
+        for unit in self.units:
+            parts: list[tuple[str, str, tuple[Value, ...]]] = []
             if not self.shared_hidden_size:
-                table[f"{unit}.hidden_size"] = self.hidden_size
-            table[f"{unit}.num_heads"] = self.num_heads
-            for name in self._operation_names(unit, max(self.num_heads)):
-                table[name] = tuple(self._by_label)
+                parts.append((unit.hidden_size, "hidden_size", self.hidden_size))
+            parts.append((unit.num_heads, "num_heads", self.num_heads))
+            parts += [(name, "operation", tuple(self._by_label)) for name in unit.operations]
             if self.graph_space is not None:
-                table.update((f"{unit}.graph.{name}", values) for name, values in self.graph_space.choices.items())
-            table[f"{unit}.feed_forward_depth"] = self.feed_forward_depth
-            for name in self._feed_forward_names(unit, max(self.feed_forward_depth)):
-                table[name] = self.feed_forward_size
-        return {name: self.restrictions.get(name, values) for name, values in table.items()}
+                parts += [(unit.graph + name, "graph", values) for name, values in self.graph_space.choices.items()]
+            parts.append((unit.feed_forward_depth, "feed_forward_depth", self.feed_forward_depth))
+            parts += [(name, "feed_forward_size", self.feed_forward_size) for name in unit.feed_forward_sizes]
+            table.update((name, unit.parameter(name, part, values)) for name, part, values in parts)
+        for name, values in self.restrictions.items():
+            table[name] = dataclasses.replace(table[name], values=values)
+        return table
 
-    def _units(self, num_layers: int) -> list[str]:
-        """Names of what is chosen independently: layers, or stacks of equal layers."""
+    @cached_property
+    def choices(self) -> dict[str, tuple[Value, ...]]:
+        """Every parameter and its values, in the order of the table."""
+        return {name: parameter.values for name, parameter in self.table.items()}
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        """What is chosen independently: layers, or stacks of equal layers."""
         kind = "layer" if self.layers_per_stack == 1 else "stack"
-        return [f"{kind}{index}" for index in range(num_layers // self.layers_per_stack)]
+        mixed = (self.shared_hidden_size, self.mixed_heads, self.mixed_feed_forward)
+        bounds = (max(self.num_heads), max(self.feed_forward_depth))
+        count = max(self.num_layers) // self.layers_per_stack
+        return tuple(Unit(f"{kind}{index}", *bounds, *mixed) for index in range(count))
 
-    def _operation_names(self, unit: str, heads: int) -> list[str]:
-        return [f"{unit}.head{head}" for head in range(heads)] if self.mixed_heads else [f"{unit}.operation"]
-
-    def _feed_forward_names(self, unit: str, depth: int) -> list[str]:
-        if self.mixed_feed_forward:
-            return [f"{unit}.feed_forward_size{index}" for index in range(depth)]
-        return [f"{unit}.feed_forward_size"]
+    def _units(self, num_layers: Value) -> tuple[Unit, ...]:
+        """The units of an encoder of this depth."""
+        return self.units[: int(num_layers) // self.layers_per_stack]
 
     @cached_property
     def _by_label(self) -> dict[str, Mapping[str, Any]]:
@@ -161,45 +163,48 @@ class SearchSpace:
     def _distributions(self) -> dict[str, optuna.distributions.BaseDistribution]:
         return {name: optuna.distributions.CategoricalDistribution(values) for name, values in self.choices.items()}
 
-    def active(self, values: Mapping[str, Value]) -> list[str]:
+    def kind(self, value: Value) -> str:
+        """The operation that a label stands for, without its parameters; other values are kinds of their own."""
+        operation = self._by_label.get(value)
+        return str(value if operation is None else operation["op"])
+
+    def active(self, values: Values) -> list[str]:
         """Names of the parameters that have a say in `build(values)`."""
-        names = ["num_layers"] + ["hidden_size"] * self.shared_hidden_size
-        for unit in self._units(values["num_layers"]):
-            names += [f"{unit}.hidden_size"] * (not self.shared_hidden_size)
-            names += [f"{unit}.num_heads", *self._operation_names(unit, values[f"{unit}.num_heads"])]
+        names = [NUM_LAYERS] + [HIDDEN_SIZE] * self.shared_hidden_size
+        for unit in self._units(values[NUM_LAYERS]):
+            names += [unit.hidden_size] * (not self.shared_hidden_size)
+            names += [unit.num_heads, *unit.operations[: values[unit.num_heads]]]
             if self._has_graph(unit, values):
-                names += self.graph_space.active(values, f"{unit}.graph.")
-            names += [f"{unit}.feed_forward_depth"]
-            names += self._feed_forward_names(unit, values[f"{unit}.feed_forward_depth"])
+                names += self.graph_space.active(values, unit.graph)
+            names += [unit.feed_forward_depth, *unit.feed_forward_sizes[: values[unit.feed_forward_depth]]]
         return names
 
-    def _has_graph(self, unit: str, values: Mapping[str, Value]) -> bool:
-        heads = self._operation_names(unit, values[f"{unit}.num_heads"])
+    def _has_graph(self, unit: Unit, values: Values) -> bool:
+        heads = unit.operations[: values[unit.num_heads]]
         return self.graph_space is not None and any("graph" in self._by_label[values[name]] for name in heads)
 
-    def graphs(self, values: Mapping[str, Value]) -> dict[str, AttentionGraph]:
+    def graphs(self, values: Values) -> dict[str, AttentionGraph]:
         """The searched graphs that these parameter values spell, by unit (`layer3`)."""
-        units = [unit for unit in self._units(values["num_layers"]) if self._has_graph(unit, values)]
-        return {unit: self.graph_space.decode(values, f"{unit}.graph.") for unit in units}
+        units = [unit for unit in self._units(values[NUM_LAYERS]) if self._has_graph(unit, values)]
+        return {unit.name: self.graph_space.decode(values, unit.graph) for unit in units}
 
     # --- values <-> architecture ----------------------------------------------------------------------------------
 
-    def build(self, values: Mapping[str, Value]) -> Architecture:
+    def build(self, values: Values) -> Architecture:
         """The architecture that these values spell. Equal heads are grouped, in the order of `operations`."""
         layers, graphs = [], self.graphs(values)
-        for unit in self._units(values["num_layers"]):
-            heads = values[f"{unit}.num_heads"]
-            labels = [values[name] for name in self._operation_names(unit, heads)]
+        for unit in self._units(values[NUM_LAYERS]):
+            heads = values[unit.num_heads]
+            labels = [values[name] for name in unit.operations[:heads]]
             if self.mixed_heads:
                 groups = [(operation, labels.count(label)) for label, operation in self._by_label.items()]
             else:
                 groups = [(self._by_label[labels[0]], heads)]
-            depth = values[f"{unit}.feed_forward_depth"]
-            sizes = [values[name] for name in self._feed_forward_names(unit, depth)]
+            depth = values[unit.feed_forward_depth]
+            sizes = [values[name] for name in unit.feed_forward_sizes[:depth]]
             sizes = sizes if self.mixed_feed_forward else sizes * depth
-            hidden_size = values["hidden_size" if self.shared_hidden_size else f"{unit}.hidden_size"]
-            groups = [_group(operation, count, graphs.get(unit)) for operation, count in groups if count]
-            layer = self._layer(hidden_size, groups, sizes)
+            groups = [_group(operation, count, graphs.get(unit.name)) for operation, count in groups if count]
+            layer = self._layer(values[unit.hidden_size], groups, sizes)
             layers += [layer] * self.layers_per_stack
         return tuple(layers)
 
@@ -214,27 +219,21 @@ class SearchSpace:
             ValueError: The architecture is not in the space.
         """
         values: dict[str, Value] = {name: options[0] for name, options in self.choices.items()}
-        values["num_layers"] = len(layers)
-        if self.shared_hidden_size and layers:
-            values["hidden_size"] = layers[0].hidden_size
-        for unit, layer in zip(self._units(len(layers)), layers[:: self.layers_per_stack]):
+        values[NUM_LAYERS] = len(layers)
+        for unit, layer in zip(self.units, layers[:: self.layers_per_stack]):
             labels = []
             for group in layer.operations:
                 label = operation_label(group.to_dict())
                 if self.graph_space is not None and group.op == SearchedAttention.op:
                     label = group.op
-                    values.update(self.graph_space.encode(group.graph, f"{unit}.graph."))
+                    values.update(self.graph_space.encode(group.graph, unit.graph))
                 labels += [label] * group.num_heads
-            values[f"{unit}.hidden_size"] = layer.hidden_size
-            values[f"{unit}.num_heads"] = layer.num_heads
-            values.update(zip(self._operation_names(unit, layer.num_heads), labels))
-            values[f"{unit}.feed_forward_depth"] = len(layer.feed_forward)
-            names = self._feed_forward_names(unit, len(layer.feed_forward))
-            values.update(zip(names, layer.feed_forward))
-        values = {name: value for name, value in values.items() if name != "hidden_size" or self.shared_hidden_size}
-        if self.shared_hidden_size:
-            values = {name: value for name, value in values.items() if not name.endswith(".hidden_size")}
-        legal = values.keys() == self.choices.keys() and all(values[name] in self.choices[name] for name in values)
+            values[unit.hidden_size] = layer.hidden_size
+            values[unit.num_heads] = layer.num_heads
+            values.update(zip(unit.operations, labels))
+            values[unit.feed_forward_depth] = len(layer.feed_forward)
+            values.update(zip(unit.feed_forward_sizes, layer.feed_forward))
+        legal = all(values[name] in options for name, options in self.choices.items())
         if not legal or self.build(values) != tuple(layers):
             raise ValueError("the architecture is not in the space")
         return values
@@ -268,61 +267,63 @@ class SearchSpace:
         """
         return self.build(self.mutate_values(self.parameters(layers), rng))
 
-    def mutate_values(self, values: Mapping[str, Value], rng: random.Random) -> dict[str, Value]:
+    def mutate_values(self, values: Values, rng: random.Random) -> dict[str, Value]:
         """`mutate` on normal parameter values, without building layers."""
         movable = self.movable(values)
         if not movable:
             raise ValueError("the space has one member only, nothing can be mutated")
         while True:
             name = rng.choice(movable)
-            if ".graph." in name:
-                return self.mutate_graph(values, name.partition(".")[0], rng)
+            if self.table[name].spells_graph:
+                return self.mutate_graph(values, self.table[name].unit, rng)
             value = rng.choice([value for value in self.choices[name] if value != values[name]])
             mutant = self.change(values, name, value, rng)
             if mutant != values:  # mixed heads: another order of the same heads is the same layer
                 return mutant
 
-    def movable(self, values: Mapping[str, Value]) -> list[str]:
+    def movable(self, values: Values) -> list[str]:
         """Names of the active parameters that have other values."""
         return [name for name in self.active(values) if len(self.choices[name]) > 1]
 
-    def change(self, values: Mapping[str, Value], name: str, value: Value, rng: random.Random) -> dict[str, Value]:
+    def change(self, values: Values, name: str, value: Value, rng: random.Random) -> dict[str, Value]:
         """Normal values with one changed; parameters that only now have a say are drawn at random."""
-        unit, dot, _ = name.partition(".")
+        unit = self.table[name].unit
         active = set(self.active(values))
         fresh = {
-            other: rng.choice(options)
-            for other, options in self.choices.items()
-            if other not in active and (not dot or other.startswith(unit + dot))
+            other: rng.choice(parameter.values)
+            for other, parameter in self.table.items()
+            if other not in active and unit in (None, parameter.unit)
         }
         return self.normalize({**values, **fresh, name: value})
 
     def mutate_graph(
-        self, values: Mapping[str, Value], unit: str, rng: random.Random, choose: Choose | None = None
+        self, values: Values, unit: str, rng: random.Random, choose: Choose | None = None
     ) -> dict[str, Value]:
         """Normal values with one edit of a unit's graph; `choose` as in `GraphSpace.mutate`, for full names."""
-        prefix = f"{unit}.graph."
+        prefix = next(one.graph for one in self.units if one.name == unit)
         graph = self.graph_space.decode(values, prefix)
         named = None if choose is None else lambda position, options: choose(prefix + position, options)
         return {**values, **self.graph_space.encode(self.graph_space.mutate(graph, rng, named), prefix)}
 
-    def normalize(self, values: Mapping[str, Value]) -> dict[str, Value]:
+    def normalize(self, values: Values) -> dict[str, Value]:
         """The values of `parameters(build(values))`, without building layers: equal where architectures are."""
         normal = {name: options[0] for name, options in self.choices.items()}
-        normal.update((name, values[name]) for name in self.active(values) if ".graph." not in name)
-        for unit, graph in self.graphs(values).items():
-            normal.update(self.graph_space.encode(graph, f"{unit}.graph."))
+        normal.update((name, values[name]) for name in self.active(values) if not self.table[name].spells_graph)
+        graphs = self.graphs(values)
+        for unit in self.units:
+            if unit.name in graphs:
+                normal.update(self.graph_space.encode(graphs[unit.name], unit.graph))
         if self.mixed_heads:
             order = list(self._by_label)
-            for unit in self._units(values["num_layers"]):
-                names = self._operation_names(unit, values[f"{unit}.num_heads"])
+            for unit in self._units(values[NUM_LAYERS]):
+                names = unit.operations[: values[unit.num_heads]]
                 normal.update(zip(names, sorted((normal[name] for name in names), key=order.index)))
         return normal
 
     def restrict(self, choices: Mapping[str, Sequence[Value]]) -> "SearchSpace":
         """The part of the space in which the named parameters take only these values."""
         for name, values in choices.items():
-            if ".graph." in name:
+            if name in self.table and self.table[name].spells_graph:
                 raise ValueError(f"{name}: the nodes of a graph cannot be restricted, only the operation")
             unknown = [value for value in values if value not in self.choices.get(name, ())]
             if unknown or not values:
@@ -336,21 +337,20 @@ class SearchSpace:
         if self.graph_space is not None:
             return None
         sizes = []
-        for depth in self.choices["num_layers"]:
-            shared = self.choices["hidden_size"] if self.shared_hidden_size else (None,)
-            sizes.append(len(shared) * math.prod(self._unit_size(unit) for unit in self._units(depth)))
+        for depth in self.choices[NUM_LAYERS]:
+            shared = len(self.choices[HIDDEN_SIZE]) if self.shared_hidden_size else 1
+            sizes.append(shared * math.prod(self._unit_size(unit) for unit in self._units(depth)))
         return sum(sizes)
 
-    def _unit_size(self, unit: str) -> int:
+    def _unit_size(self, unit: Unit) -> int:
         options = self.choices
-        widths = 1 if self.shared_hidden_size else len(options[f"{unit}.hidden_size"])
+        widths = 1 if self.shared_hidden_size else len(options[unit.hidden_size])
         mixtures = sum(
-            _multisets([options[name] for name in self._operation_names(unit, heads)])
-            for heads in options[f"{unit}.num_heads"]
+            _multisets([options[name] for name in unit.operations[:heads]]) for heads in options[unit.num_heads]
         )
         feed_forwards = sum(
-            math.prod(len(options[name]) for name in self._feed_forward_names(unit, depth))
-            for depth in options[f"{unit}.feed_forward_depth"]
+            math.prod(len(options[name]) for name in unit.feed_forward_sizes[:depth])
+            for depth in options[unit.feed_forward_depth]
         )
         return widths * mixtures * feed_forwards
 
@@ -396,12 +396,12 @@ def _parse_operation(data: Any, path: str) -> Mapping[str, Any]:
 
 def random_values(space: SearchSpace, rng: random.Random) -> Values:
     """Normal values of a random architecture, every operation first by its kind and then by its parameters."""
-    return space.normalize({name: draw_by_kind(options, rng) for name, options in space.choices.items()})
+    return space.normalize({name: draw_by_kind(space, options, rng) for name, options in space.choices.items()})
 
 
-def draw_by_kind(options: Sequence[Value], rng: random.Random) -> Value:
+def draw_by_kind(space: SearchSpace, options: Sequence[Value], rng: random.Random) -> Value:
     """A random value, first by kind of operation: seven kernels of a convolution do not outvote one attention."""
     kinds: dict[str, list[Value]] = {}
     for option in options:
-        kinds.setdefault(str(option).partition("(")[0], []).append(option)
+        kinds.setdefault(space.kind(option), []).append(option)
     return rng.choice(rng.choice(list(kinds.values())))
