@@ -28,7 +28,7 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_flexibert import FlexiBertConfig
-from .operations import OPERATION_CLASSES, Dropout, MixingContext, PackedContext, Packing
+from .operations import OPERATION_CLASSES, Dropout, MixingContext, PackedContext, Packing, merge_heads
 from .spec import LayerSpec
 
 
@@ -137,7 +137,7 @@ class FlexiBertMixer(nn.Module):
                 weights.append(attention)
         mixed = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)  # (B, H, L, d)
         attentions = torch.cat(weights, dim=1) if len(weights) > 1 else next(iter(weights), None)
-        return mixed.transpose(1, 2).flatten(2), attentions
+        return merge_heads(mixed), attentions
 
     def embed_distances(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """Rows of the table of relative positions from distance L - 1 to 1 - L, (2L - 1, d); None without a table."""
@@ -296,8 +296,8 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
         if self.config.classifier_pooling == "cls":
             if mask is None:
                 return hidden_states[:, 0]
-            first = mask.int().argmax(dim=1)  # not 0 where rows are padded on the left
-            return hidden_states[torch.arange(len(first), device=first.device), first]
+            first = mask.int().argmax(dim=1)[:, None, None]  # not 0 where rows are padded on the left
+            return hidden_states.gather(1, first.expand(-1, 1, hidden_states.shape[-1])).squeeze(1)
         if mask is None:
             return hidden_states.mean(1)
         return (hidden_states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)

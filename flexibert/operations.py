@@ -396,12 +396,12 @@ class DynamicConvolutionOperation(nn.Module):
         self.relative = RelativeAttention(config, layer.resolved_head_size) if spec.relative_attention else None
 
     def forward(self, inputs, hidden_states, context, distance_embedding=None):
-        query = _merge_heads(inputs["q"])  # (B, L, p d)
-        source = hidden_states if self.spec.source == "layer" else _merge_heads(inputs["k"])
+        query = merge_heads(inputs["q"])  # (B, L, p d)
+        source = hidden_states if self.spec.source == "layer" else merge_heads(inputs["k"])
         if self.value is None:
             value = inputs["v"]
         else:
-            value = self.value(hidden_states if self.spec.mixed_attention else _merge_heads(inputs["v"]))
+            value = self.value(hidden_states if self.spec.mixed_attention else merge_heads(inputs["v"]))
             value = value.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         if context.padding_mask is not None and not self.spec.mix_padding:
             source = source * context.padding_mask[..., None]
@@ -417,9 +417,13 @@ class DynamicConvolutionOperation(nn.Module):
         return torch.cat([attended, output], dim=1), weights
 
 
-def _merge_heads(x: torch.Tensor) -> torch.Tensor:
+def merge_heads(x: torch.Tensor) -> torch.Tensor:
     """(B, h, L, d) -> (B, L, h d)"""
-    return x.transpose(1, 2).flatten(2)
+    merged = x.transpose(1, 2)
+    if is_tracing(x):
+        # What is a view of a fused attention kernel's output is none once an exporter has taken the kernel apart.
+        merged = merged.clone(memory_format=torch.contiguous_format)
+    return merged.flatten(2)
 
 
 def convolve(value: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:

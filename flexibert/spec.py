@@ -49,9 +49,9 @@ ABBREVIATIONS = {
 """What FlexiBERT's public code calls the parameters of its operations."""
 
 
-def size(maximum: int, odd: bool = False, **kwargs: Any) -> Any:
-    """A dataclass field for a whole number from 1 to `maximum`."""
-    return field(metadata={"maximum": maximum, "odd": odd}, **kwargs)
+def size(maximum: int, odd: bool = False) -> dict[str, Any]:
+    """Metadata of a dataclass field for a whole number from 1 to `maximum`."""
+    return {"maximum": maximum, "odd": odd}
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class OperationSpec:
     symbol: ClassVar[str]
     searched: ClassVar[str]
     taps: ClassVar[Mapping[str, int]] = {}
-    num_heads: int = size(1024)
+    num_heads: int = field(metadata=size(1024))
     path: InitVar[str | None] = field(default=None, kw_only=True)
 
     def __post_init__(self, path: str | None) -> None:
@@ -239,7 +239,7 @@ class DynamicConvolution(OperationSpec):
     symbol: ClassVar[str] = "c"
     searched: ClassVar[str] = "kernel_size"
     taps: ClassVar[Mapping[str, int]] = {"depthwise.weight": -1, "kernel.weight": 0, "kernel.bias": 0}
-    kernel_size: int = size(MAX_KERNEL_SIZE, odd=True, default=9)
+    kernel_size: int = field(default=9, metadata=size(MAX_KERNEL_SIZE, odd=True))
     source: Literal["layer", "head"] = "layer"
     mixed_attention: bool = False
     relative_attention: bool = False
@@ -285,7 +285,7 @@ class LightweightConvolution(OperationSpec):
     symbol: ClassVar[str] = "lc"
     searched: ClassVar[str] = "kernel_size"
     taps: ClassVar[Mapping[str, int]] = {"weight": -1}
-    kernel_size: int = size(MAX_KERNEL_SIZE, odd=True, default=9)
+    kernel_size: int = field(default=9, metadata=size(MAX_KERNEL_SIZE, odd=True))
     gated: bool = True
 
     @property
@@ -357,10 +357,10 @@ class LayerSpec:
         ValueError: With the path of the offending value and what is accepted.
     """
 
-    hidden_size: int = size(MAX_WIDTH)
+    hidden_size: int = field(metadata=size(MAX_WIDTH))
     operations: tuple[OperationSpec, ...] = field(metadata={"operations": True})
-    feed_forward: tuple[int, ...] = field(metadata={"maximum": 1 << 20, "odd": False, "max_length": 16})
-    head_size: int | None = size(MAX_WIDTH, default=None)
+    feed_forward: tuple[int, ...] = field(metadata={**size(1 << 20), "max_length": 16})
+    head_size: int | None = field(default=None, metadata=size(MAX_WIDTH))
     output_projection: bool = True
     path: InitVar[str] = field(default="layer", kw_only=True)
 

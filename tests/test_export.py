@@ -1,13 +1,34 @@
 """Ways out of training: ONNX, int8 and LoRA, for every operation."""
 
 import io
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import EVERY_OPERATION, SPECS
+from conftest import EVERY_OPERATION, SPECS, layer
 
-from flexibert import FlexiBertConfig, FlexiBertForMaskedLM, FlexiBertForSequenceClassification
+from flexibert import (
+    FlexiBertConfig,
+    FlexiBertForMaskedLM,
+    FlexiBertForMultipleChoice,
+    FlexiBertForQuestionAnswering,
+    FlexiBertForSequenceClassification,
+    FlexiBertForTokenClassification,
+    list_architectures,
+    named_config,
+)
+
+
+MODEL_CARDS = Path(__file__).resolve().parent.parent / "model_cards"
+RESIDENTS = sorted(path.parent for path in MODEL_CARDS.glob("*/model.safetensors"))
+HEADS = [
+    FlexiBertForSequenceClassification,
+    FlexiBertForTokenClassification,
+    FlexiBertForQuestionAnswering,
+    FlexiBertForMultipleChoice,
+]
 
 
 def make_model(head, layers, **fields):
@@ -26,34 +47,84 @@ def make_inputs(batch, length):
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def alone(operation):
+    """An encoder of one layer, with nothing but the operation in it."""
+    return [layer(8 * operation["num_heads"], operation)]
+
+
+ALONE = {
+    f"{index}-{operation['op']}": alone({**operation, "num_heads": 2 * operation["num_heads"]})
+    for index, operation in enumerate(operation for layer in EVERY_OPERATION for operation in layer["operations"])
+}
+slow = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     "layers, positions",
     [
+        pytest.param(ALONE["0-self_attention"], "relative_key", id="self_attention-relative_key"),
         pytest.param(EVERY_OPERATION, "relative_key", id="every_operation-relative_key"),
-        pytest.param(EVERY_OPERATION, "rotary", id="every_operation-rotary", marks=pytest.mark.slow),
-        *(pytest.param(layers, "absolute", id=name, marks=pytest.mark.slow) for name, layers in SPECS.items()),
+        pytest.param(EVERY_OPERATION, "rotary", id="every_operation-rotary", marks=slow),
+        *(
+            pytest.param(layers, positions, id=f"{name}-{positions}", marks=slow)
+            for name, layers in ALONE.items()
+            for positions in ("absolute", "relative_key", "rotary")
+            if (name, positions) != ("0-self_attention", "relative_key")
+        ),
+        *(pytest.param(layers, "absolute", id=name, marks=slow) for name, layers in SPECS.items()),
     ],
 )
-@pytest.mark.filterwarnings("ignore")
 def test_onnx(layers, positions):
+    check_onnx(make_model(FlexiBertForMaskedLM, layers, position_embedding_type=positions))
+
+
+@slow
+@pytest.mark.parametrize("name", list_architectures("*-mini*"))
+def test_onnx_of_named_models(name):
+    check_onnx(FlexiBertForMaskedLM(named_config(name, vocab_size=64, max_position_embeddings=40)).eval())
+
+
+@slow
+@pytest.mark.parametrize("folder", RESIDENTS, ids=lambda folder: folder.name)
+def test_onnx_of_residents(folder):
+    check_onnx(FlexiBertForMaskedLM.from_pretrained(folder, dtype=torch.float32).eval())
+
+
+@pytest.mark.parametrize("head", [HEADS[0], *(pytest.param(head, marks=slow) for head in HEADS[1:])])
+def test_onnx_of_heads(head):
+    """Pooling by the first real token included."""
+    check_onnx(make_model(head, SPECS["fourier"][:1]))
+
+
+def check_onnx(model):
     """Exported once, ONNX Runtime computes the same for any batch size, length and padding."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    model = make_model(FlexiBertForMaskedLM, layers, position_embedding_type=positions)
-    axes = {0: torch.export.Dim("batch", max=1024), 1: torch.export.Dim("length", min=2, max=40)}
-    program = torch.onnx.export(
-        model,
-        kwargs=make_inputs(2, 16),
-        dynamo=True,
-        dynamic_shapes={"input_ids": axes, "attention_mask": axes},
-        output_names=["logits"],
-        verbose=False,
-    )
+    names = ["start_logits", "end_logits"] if "QuestionAnswering" in type(model).__name__ else ["logits"]
+    choices = (2,) if "MultipleChoice" in type(model).__name__ else ()
+
+    def inputs_of(batch, length):
+        inputs = make_inputs(batch, length)
+        return {name: x[:, None].repeat(1, *choices, 1) if choices else x for name, x in inputs.items()}
+
+    axes = {0: torch.export.Dim("batch", max=1024), 1 + len(choices): torch.export.Dim("length", min=2, max=40)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model,
+            kwargs=inputs_of(2, 16),
+            dynamo=True,
+            dynamic_shapes={"input_ids": axes, "attention_mask": axes},
+            output_names=names,
+            verbose=False,
+        )
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
     for batch, length in ((2, 16), (1, 9), (3, 40)):
-        inputs = make_inputs(batch, length)
-        (actual,) = session.run(["logits"], {name: tensor.numpy() for name, tensor in inputs.items()})
-        np.testing.assert_allclose(actual, model(**inputs).logits.detach().numpy(), atol=1e-4, rtol=0)
+        inputs = inputs_of(batch, length)
+        actual = session.run(names, {name: tensor.numpy() for name, tensor in inputs.items()})
+        expected = model(**inputs)
+        for name, values in zip(names, actual):
+            np.testing.assert_allclose(values, expected[name].detach().numpy(), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("layers", [*SPECS.values(), EVERY_OPERATION], ids=[*SPECS, "every_operation"])
