@@ -18,7 +18,8 @@ from sklearn.ensemble import RandomForestRegressor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.search_policies import one_hot, read_table  # noqa: E402
+from benchmarks.search_problems import one_hot
+from benchmarks.search_tables import read_table  # noqa: E402
 from search.bayesopt.boshnas_networks import BoshnasNetworks  # noqa: E402
 from search.bayesopt.encoding import Encoding  # noqa: E402
 from search.bayesopt.gaussian_process import GaussianProcess, RobustScale

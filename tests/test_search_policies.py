@@ -2,11 +2,25 @@
 
 import json
 import random
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from scipy.stats import kendalltau
 
-from benchmarks.search_policies import OPERATIONS, POLICIES, main, pool_problem, read_table
+from benchmarks.policies import POLICIES
+from benchmarks.search_oracles import KINDS, SIZE_EFFECTS, log_weights, oracle
+from benchmarks.search_policies import main, report
+from benchmarks.search_problems import HALVES, SPACES, Half, Problem, pool_problem, problems
+from benchmarks.search_tables import OPERATIONS, read_table
+from benchmarks.taught_tables import EMBEDDING_SIZE, LENGTH, teach
+from benchmarks.taught_tables import SPACES as TAUGHT_SPACES
+from flexibert import FlexiBertConfig, FlexiBertModel
+from search.bayesopt.encoding import Encoding
 from search.errors import UserError
+from search.space.search_space import SearchSpace
 
 
 @pytest.fixture
@@ -129,3 +143,108 @@ def test_messages(table, tmp_path, capsys):
     broken.write_text(json.dumps([{**item, "scores": {"glue": float("nan")}}]), encoding="utf-8")
     with pytest.raises(UserError, match=r"\[0\].scores.glue: nan is not accepted"):
         read_table(broken)
+
+
+# --- the protocol -------------------------------------------------------------------------------------------------
+
+
+def test_the_halves_share_nothing_but_how_they_are_made():
+    design, held_back = HALVES["design"], HALVES["held-back"]
+    for field in ("tasks", "taught", "kinds", "spaces"):
+        assert not set(getattr(design, field)) & set(getattr(held_back, field))
+    assert {*design.kinds, *held_back.kinds} == set(KINDS)
+    names = {half: [name for name, _ in problems(HALVES[half], Path(), 1)] for half in HALVES}
+    for half, found in names.items():
+        assert len(set(found)) == len(found) >= 30, half
+        for part in (*SIZE_EFFECTS, "0.0", "0.5", "1.0"):
+            assert any(part in name.split("/") for name in found), (half, part)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("space", ["heads", "graphs"])
+def test_oracles_are_functions_in_points(kind, space):
+    space = SearchSpace.from_dict(SPACES[space])
+    rng = random.Random(0)
+    members = [space.sample(rng) for _ in range(200)]
+    first, again, other = (
+        oracle(space, kind, "positive", members, np.random.default_rng(seed))(members) for seed in (0, 0, 1)
+    )
+    assert (first == again).all() and not (first == other).all()
+    assert first.mean() == pytest.approx(70) and first.std() == pytest.approx(3)
+
+
+def test_size_effects_are_what_they_are_called():
+    space = SearchSpace.from_dict(SPACES["widths"])
+    rng = random.Random(0)
+    members = [space.sample(rng) for _ in range(200)]
+    weights = log_weights(members)
+    for effect, expected in (("positive", 1), ("negative", -1), ("absent", 0)):
+        scores = [oracle(space, "network", effect, members, np.random.default_rng(s))(members) for s in range(6)]
+        taus = [kendalltau(weights, values).statistic for values in scores]
+        assert np.mean(taus) * expected > 0.2 if expected else abs(np.mean(taus)) < 0.2
+
+
+def test_log_weights_follow_those_of_the_models():
+    space = SearchSpace.from_dict(SPACES["widths"])
+    rng = random.Random(0)
+    members = [space.sample(rng) for _ in range(30)]
+    exact = [
+        sum(p.numel() for p in FlexiBertModel(FlexiBertConfig(layers=x, vocab_size=2)).layers.parameters())
+        for x in members
+    ]
+    assert kendalltau(log_weights(members), exact).statistic > 0.8
+
+
+def test_noise_belongs_to_the_member():
+    problem = Problem(
+        Encoding(SearchSpace.from_dict(SPACES["heads"])), lambda rows: np.zeros(len(rows)), 0, 0, None, 2.0
+    )
+    rows = problem.encoding.sample(300, np.random.default_rng(0))
+    shown = [problem.measure(row) for row in rows]
+    assert shown == [problem.measure(row) for row in rows]
+    assert all(score == 0 for _, score in shown)
+    assert np.std([noisy for noisy, _ in shown]) == pytest.approx(2, rel=0.15)
+
+
+def test_the_protocol_counts_evaluations_and_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(HALVES, "design", Half((), (), ("additive",), ("nas_bench_bert",)))
+    monkeypatch.setattr("benchmarks.search_policies.EVALUATIONS", 14)
+    arguments = ["--mode", "design", "--seeds", "2", "--output", str(tmp_path / "design.json"), "--policies"]
+    assert main([*arguments, "random"]) == 0
+    first = json.loads((tmp_path / "design.json").read_text())
+    assert main([*arguments, "random,forest-ei"]) == 0
+    both = json.loads((tmp_path / "design.json").read_text())
+    for name, problem in both["problems"].items():
+        assert problem["random"] == first["problems"][name]["random"]
+        assert len(problem["random"]) == len(problem["forest-ei"]) == 2
+        assert all(1 <= count <= 15 for policy in problem.values() for count in policy)
+    assert len(both["problems"]) == 3
+    assert "all (3) | random |" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--mode", "held-back", "--output", str(tmp_path / "design.json")])
+    assert "results of another mode" in capsys.readouterr().err
+
+
+def test_the_report_ranks_by_means_and_shares_ties():
+    found = {
+        "a/1": {"x": [1, 3], "y": [2, 2], "z": [101, 101]},
+        "b/1": {"x": [5, 5], "y": [9, 9], "z": [7, 7]},
+        "b/2": {"x": [5, 5]},
+    }
+    lines = [line.split(" | ") for line in report(found, ["x", "y", "z"])]
+    first = {(line[0], line[1]): [part.split(" ")[0] for part in line[2:]] for line in lines[1:]}
+    assert first["all (2)", "x"] == ["1.25", "100%", "3.5", "4"]
+    assert first["all (2)", "y"] == ["2.25", "50%", "5.5", "5.5"]
+    assert first["b (1)", "z"] == ["2.00", "0%", "7.0", "7"]
+
+
+def test_an_encoder_is_taught_the_same_way_every_time():
+    """A teacher whose states are a linear map of the embeddings is learnt within some steps."""
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(264, LENGTH, EMBEDDING_SIZE, generator=generator)
+    states = embeddings @ torch.randn(EMBEDDING_SIZE, 8, generator=generator)
+    lessons = SimpleNamespace(embeddings=embeddings, states=states)
+    layers = SearchSpace.from_dict(TAUGHT_SPACES["taught_widths"]).sample(random.Random(0))
+    taught = [teach(layers, lessons, 20, seed) for seed in (0, 0, 1)]
+    assert taught[0] == taught[1] != taught[2]
+    assert 20 < taught[0] <= 100

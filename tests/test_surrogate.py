@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import kendalltau
 
-from benchmarks.search_policies import read_table
+from benchmarks.search_tables import read_table
 from search.bayesopt.boshnas_networks import BoshnasNetworks, gaussian_relu, gaussian_sigmoid
 from search.bayesopt.encoding import Encoding
 from search.bayesopt.gaussian_process import GaussianProcess, RobustScale

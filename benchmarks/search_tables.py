@@ -1,0 +1,88 @@
+"""Tables of trained encoders: which ones, how good, and the space that they span."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from flexibert.spec import Architecture, parse_layers
+from search.errors import UserError
+from search.space.search_space import SearchSpace, operation_label
+
+
+OPERATIONS = {
+    ("SA", "SDP"): {"op": "self_attention"},
+    ("SA", "WMA"): {"op": "self_attention", "similarity": "weighted_multiplicative"},
+    ("LT", "DFT"): {"op": "linear_transform", "source": "layer"},
+    ("LT", "DCT"): {"op": "linear_transform", "source": "layer", "transform": "cosine"},
+}
+"""NAS-Bench-BERT's operations and their parameters -> ours; ("DSC", size) are convolutions with that kernel."""
+
+
+def read_table(path: Path, metric: str = "glue") -> tuple[SearchSpace, list[Architecture], np.ndarray]:
+    """The space that a table spans, its different architectures, and their (N,) scores in percent.
+
+    Layers are written as in NAS-Bench-BERT or as layer specs. The space has every choice that some encoder of the
+    table has; NAS-Bench-BERT's table spans its whole space. An encoder that was trained twice has the mean of its
+    scores.
+
+    Raises:
+        UserError: With the number of the item that is no encoder with a score; or there is none.
+    """
+    scores: dict[Architecture, list[float]] = {}
+    items = json.loads(path.read_text(encoding="utf-8"))
+    for number, item in enumerate(items):
+        try:
+            layers = parse_layers([_layer(layer, item) for layer in item["layers"]])
+            score = float(item["scores"][metric])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}[{number}]: {type(error).__name__} {error}") from None
+        if not math.isfinite(score):
+            raise UserError(f"{path}[{number}].scores.{metric}: {score} is not accepted, expected a finite number")
+        scores.setdefault(layers, []).append(score)
+    if not scores:
+        raise UserError(f"{path} holds no encoders")
+    return spanned(list(scores)), list(scores), np.array([np.mean(values) for values in scores.values()])
+
+
+def spanned(architectures: Sequence[Architecture]) -> SearchSpace:
+    """The space of all choices that encoders have, in an order that is always the same."""
+    layers = [layer for architecture in architectures for layer in architecture]
+    operations, kernels = {}, {}
+    for group in (group for layer in layers for group in layer.operations):
+        choice = {key: value for key, value in group.to_dict().items() if key != "num_heads"}
+        operations[label := operation_label(choice)] = choice
+        kernels[label] = getattr(group, "kernel_size", 0)
+    known = [operation_label(choice) for choice in OPERATIONS.values()]
+
+    def order(label: str) -> tuple:
+        return (known.index(label) if label in known else len(known), operations[label]["op"], kernels[label], label)
+
+    return SearchSpace.from_dict(
+        {
+            "num_layers": sorted({len(architecture) for architecture in architectures}),
+            "hidden_size": sorted({layer.hidden_size for layer in layers}),
+            "num_heads": sorted({layer.num_heads for layer in layers}),
+            "operations": [operations[label] for label in sorted(operations, key=order)],
+            "feed_forward_size": sorted({size for layer in layers for size in layer.feed_forward}),
+            "feed_forward_depth": sorted({len(layer.feed_forward) for layer in layers}),
+            "shared_hidden_size": all(len({layer.hidden_size for layer in a}) == 1 for a in architectures),
+            "mixed_feed_forward": any(len(set(layer.feed_forward)) > 1 for layer in layers),
+            "mixed_heads": any(len(layer.operations) > 1 for layer in layers),
+        }
+    )
+
+
+def _layer(layer: dict, item: dict) -> dict:
+    if "operations" in layer:
+        return layer
+    kind, parameter = layer["operation_type"], layer["operation_parameter"]
+    convolution = {"op": "dynamic_convolution", "kernel_size": parameter}
+    operation = convolution if kind == "DSC" else OPERATIONS[kind, parameter]
+    return {
+        "hidden_size": item["hidden_size"],
+        "operations": [{**operation, "num_heads": layer["num_operation_heads"]}],
+        "feed_forward": [layer["feed_forward_dimension"]] * layer["num_feed_forward"],
+    }
