@@ -1,4 +1,14 @@
-"""What users can do something about, as opposed to what the program did wrong."""
+"""What users can do something about, as opposed to what the program did wrong, and how it is told."""
+
+import re
+
+
+SECRETS = (
+    (re.compile(r"(?P<keep>\w:/+[^/\s:@]*:)\S*(?P<end>@)"), "URLs with a password, which may hold an @ itself"),
+    (re.compile(r"(?P<keep>\b(?:password|passwd|token|secret)=)[^\s&;,'\"]+(?P<end>)", re.IGNORECASE), "options"),
+    (re.compile(r"(?P<keep>\bhf_)[A-Za-z0-9]{8,}(?P<end>)"), "tokens of the Hub"),
+)
+"""What may not be shown, and what it is."""
 
 
 class UserError(ValueError):
@@ -7,3 +17,10 @@ class UserError(ValueError):
 
 class TrainingDiverged(RuntimeError):
     """A loss became infinite or not a number. A search goes on without the trial; a single training ends so."""
+
+
+def without_secrets(text: str) -> str:
+    """A text with *** in place of passwords and tokens."""
+    for pattern, _ in SECRETS:
+        text = pattern.sub(r"\g<keep>***\g<end>", text)
+    return text

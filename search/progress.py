@@ -52,8 +52,8 @@ class RunProgress:
             self.console.print(message, markup=False)
             self.console.file.flush()
 
-    def start_search(self, done: int, best: float | None) -> None:
-        """Tells how many trials are done already and the best score among them, in percent."""
+    def count_trials(self, done: int, best: float | None) -> None:
+        """Tells how many trials are done, by all workers, and the best score among them, in percent."""
         self.done, self.best = done, best
         self._refresh()
 
@@ -94,9 +94,7 @@ class RunProgress:
     def end_trial(self, score: float | None, note: str = "") -> None:
         """The trial ended, with its score in percent or, if it failed or was known already, with a note."""
         if score is not None:
-            self.done += 1
             self.trial_seconds.append(time.monotonic() - self.trial_started)
-            self.best = score if self.best is None else max(self.best, score)
         result = f"score {score:.2f}" if score is not None else "no score"
         left = self.time_left()
         tail = f"  best {self.best:.2f}" if self.best is not None else ""

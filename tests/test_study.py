@@ -16,18 +16,18 @@ import pytest
 from accelerate import Accelerator
 from optuna.trial import TrialState
 
-from flexibert.spec import fingerprint, parse_layers
+from flexibert.spec import fingerprint, layers_to_dicts, parse_layers
 from search.artifacts.report import write_report
 from search.errors import TrainingDiverged, UserError
 from search.progress import RunProgress
 from search.samplers import SAMPLERS, create_sampler
 from search.space.hierarchy import interpolate, levels
 from search.space.search_space import SearchSpace
-from search.study.recovery import retry_interrupted
 from search.study.run_folder import RunFolder
 from search.study.search import Search
 from search.study.storage import open_study
 from search.study.trials import best_trial, finished
+from search.study.workers import recover, this_worker
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -279,7 +279,7 @@ def test_a_hierarchical_search_continues_after_a_kill(tmp_path):
         make_search(tmp_path, first, "boshnas", DEEP, hierarchy_trials=12).run(12)
     search = make_search(tmp_path, second, "boshnas", DEEP, hierarchy_trials=12)
     layers = levels(search.space)[2].sample(random.Random(0))
-    killed = {"worker": {**search_worker(), "started": 0.0}, "level": 3}
+    killed = {"worker": dead_worker(), "level": 3, "layers": layers_to_dicts(layers)}
     params, distributions = search.space.parameters(layers), search.space.distributions()
     running = optuna.trial.create_trial(
         state=TrialState.RUNNING, params=params, distributions=distributions, user_attrs=killed
@@ -412,12 +412,16 @@ def test_running_trials_of_living_workers_are_left_alone(tmp_path):
     search = make_search(tmp_path, Recorder())
     trial = search.study.ask()
     trial.set_user_attr("worker", {"host": "elsewhere", "pid": os.getpid(), "started": 0.0})
-    assert retry_interrupted(search.study) == 0
-    trial.set_user_attr("worker", json.loads(json.dumps({**search_worker(), "started": 0.0})))
-    assert retry_interrupted(search.study) == 1
+    assert recover(search.study) == 0 and trial.number in numbers(search.study, TrialState.RUNNING)
+    trial.set_user_attr("worker", json.loads(json.dumps(dead_worker())))
+    assert recover(search.study) == 0  # nothing was chosen yet
+    assert numbers(search.study, TrialState.FAIL) == [trial.number]
 
 
-def search_worker():
-    from search.study.recovery import this_worker
+def dead_worker():
+    """Another start of a process with our pid."""
+    return {**this_worker(), "id": "another", "started": 0.0}
 
-    return this_worker()
+
+def numbers(study, state):
+    return [trial.number for trial in study.get_trials(states=(state,))]

@@ -30,11 +30,11 @@ from ..progress import RunProgress, duration
 from ..recipe import Recipe, load_recipe
 from ..samplers import create_sampler
 from ..samplers.base import Feasible
-from ..study.recovery import this_worker
 from ..study.run_folder import RunFolder
 from ..study.search import Search
 from ..study.storage import open_study
 from ..study.trials import best_trial, finished
+from ..study.workers import this_worker
 from .common import Data, interpreter, load_data, override, start
 
 

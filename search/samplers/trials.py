@@ -41,6 +41,9 @@ WORKER = "worker"
 INTERRUPTED = "interrupted"
 """Why a trial ended that says nothing about its architecture: a killed worker, a full disk. It is done again."""
 
+RETRY_OF = "retry_of"
+"""Number of the interrupted trial that this one does again."""
+
 
 def counts(trial: FrozenTrial) -> bool:
     """Whether a trial is a measurement: completed, of its own, and every value a finite number."""
@@ -49,7 +52,7 @@ def counts(trial: FrozenTrial) -> bool:
 
 def is_evidence(trial: FrozenTrial) -> bool:
     """Whether a trial that ended says something about its architecture; interrupted ones do not."""
-    return INTERRUPTED not in trial.user_attrs
+    return trial.state != TrialState.FAIL or INTERRUPTED not in trial.user_attrs
 
 
 def is_failure(trial: FrozenTrial) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 import optuna
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from flexibert.spec import Architecture, fingerprint, layers_to_dicts, parse_layers
@@ -21,12 +22,23 @@ from flexibert.spec import Architecture, fingerprint, layers_to_dicts, parse_lay
 from ..errors import TrainingDiverged, UserError
 from ..progress import RunProgress
 from ..samplers.base import ReseededSampler, repetitions
-from ..samplers.trials import DUPLICATE_OF, FAILURE, FINGERPRINT, FUNCTION, LAYERS, METRICS, WORKER, counts
+from ..samplers.trials import (
+    DUPLICATE_OF,
+    FAILURE,
+    FINGERPRINT,
+    FUNCTION,
+    INTERRUPTED,
+    LAYERS,
+    METRICS,
+    counts,
+    is_failure,
+)
 from ..space.functional_hash import function_fingerprint
-from .recovery import enqueue_again, retry_interrupted, this_worker
+from .faults import is_lost_process, is_users, reason
 from .results import objective_names
 from .run_folder import RunFolder
 from .trials import best_trial, diverged, finished
+from .workers import TakenOver, ask, heartbeat, note, recover, release_own, tell
 
 
 MAX_FAILURES = 5
@@ -75,27 +87,35 @@ class Search:
         self.find_source = find_source
         self.after_trial = after_trial
 
-    def run(self, trials: int, patience: int | None = None) -> None:
+    def run(self, trials: int, patience: int | None = None, max_failures: int = MAX_FAILURES) -> None:
         """Works until the study has so many finished trials, its own and other workers' together.
+
+        Whatever ends it, no trial of this worker is left running.
 
         Args:
             patience: Ends the search when so many trials in a row brought no better score.
+            max_failures: Ends it when so many trials of this worker in a row failed.
+
+        Raises:
+            UserError: Too many failed, or an error that would meet every trial, see `faults.py`.
         """
         if not self.accelerator.is_main_process:
             self._follow()
             return
         self.study.sampler = self.sampler
-        self._lead(trials, patience)
+        try:
+            self._lead(trials, patience, max_failures)
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            release_own(self.study, "the worker was stopped" if stopped else reason(error))
+            raise
         self._broadcast(None)
 
     # --- main process ---------------------------------------------------------------------------------------------
 
-    def _lead(self, trials: int, patience: int | None) -> None:
-        interrupted = retry_interrupted(self.study)
-        if interrupted:
-            self.progress.say(f"{interrupted} interrupted trial{'s' * (interrupted > 1)} will be done again")
-        best = best_trial(self.study)
-        self.progress.start_search(len(finished(self.study)), best.values[0] if best else None)
+    def _lead(self, trials: int, patience: int | None, max_failures: int) -> None:
+        self._recover()
+        self._count()
         failures = 0
         while len(finished(self.study)) < min(trials, self.space.size() or trials):
             if patience is not None and self._has_converged(patience):
@@ -104,63 +124,83 @@ class Search:
             if repetitions(self.study.get_trials(deepcopy=False)) >= MAX_REPEATS and not self._enqueue_unseen():
                 self.progress.say("the sampler finds nothing new in this space; stopping early")
                 break
-            ended: list[FrozenTrial] = []
-            self.study.optimize(
-                self._objective,
-                n_trials=1,
-                catch=(TrainingDiverged,),
-                callbacks=[lambda study, trial: ended.append(trial)],  # noqa: B023
-            )
-            trial = ended[0]
+            trial = self._next_trial()
             failures = failures + 1 if trial.state == TrialState.FAIL else 0
             if counts(trial) and self.after_trial is not None:
                 self.after_trial()
-            if failures >= MAX_FAILURES:
+            if failures >= max_failures:
                 self._broadcast(None)  # else the other processes would wait for the next trial
-                raise UserError(f"{failures} trials in a row failed, the last one: {trial.user_attrs[FAILURE]}")
+                what = trial.user_attrs.get(FAILURE, trial.user_attrs.get(INTERRUPTED))
+                raise UserError(f"{failures} trials in a row failed, the last one: {what}")
+            self._recover()
         if self.space.size() is not None and trials > self.space.size():
             self.progress.say(f"the space has {self.space.size()} architectures, all of them are trained")
+
+    def _recover(self) -> None:
+        again = recover(self.study)
+        if again:
+            self.progress.say(f"{again} interrupted trial{'s' * (again > 1)} will be done again")
+
+    def _count(self) -> None:
+        """Tells the display where the study stands, all workers together."""
+        best = best_trial(self.study)
+        self.progress.count_trials(len(finished(self.study)), best.values[0] if best else None)
+
+    def _next_trial(self) -> FrozenTrial:
+        """Asks for a trial, trains its architecture and tells the study, which is how it ended."""
+        trial = ask(self.study)
+        try:
+            with heartbeat(self.study, trial):
+                values, state = self._attempt(trial)
+                tell(self.study, trial, values, state)
+        except (TakenOver, UpdateFinishedTrialError):
+            self.progress.say(f"trial {trial.number} was taken over by another worker; its result is left alone")
+        frozen = self.study._storage.get_trial(trial._trial_id)
+        self._count()
+        if METRICS in frozen.user_attrs or is_failure(frozen):
+            self.progress.end_trial(frozen.values[0] if counts(frozen) else None, frozen.user_attrs.get(FAILURE, ""))
+        return frozen
 
     def _has_converged(self, patience: int) -> bool:
         scores = [trial.values[0] for trial in finished(self.study)]
         return len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
 
-    def _objective(self, trial: optuna.Trial) -> list[float]:
-        trial.set_user_attr(WORKER, this_worker())
+    def _attempt(self, trial: optuna.Trial) -> tuple[list[float] | None, TrialState]:
+        """Trains the architecture of a trial, unless that is known or beyond the limits."""
         layers = self.space.suggest(trial)
         name = fingerprint(layers)
-        trial.set_user_attr(LAYERS, layers_to_dicts(layers))
+        note(trial, LAYERS, layers_to_dicts(layers))
         # First said and then looked, so that of two workers with the same proposal at least one sees the other.
-        trial.set_user_attr(FINGERPRINT, name)
-        trial.set_user_attr(FUNCTION, function_fingerprint(layers))
+        note(trial, FINGERPRINT, name)
+        note(trial, FUNCTION, function_fingerprint(layers))
         known = self._known(layers, trial.number)
-        if known is not None:
-            if known.state != TrialState.COMPLETE:
-                time.sleep(random.random())  # two workers in step would step aside together for ever
-                raise optuna.TrialPruned("another worker trains the same architecture, or its training has failed")
-            trial.set_user_attr(DUPLICATE_OF, known.number)
-            return known.values
+        if known is not None and known.state == TrialState.COMPLETE:
+            note(trial, DUPLICATE_OF, known.number)
+            return known.values, TrialState.COMPLETE
+        if known is not None:  # another worker trains it, or its training has failed
+            time.sleep(random.random())  # two workers in step would step aside together for ever
+            return None, TrialState.PRUNED
         if not self._is_feasible(layers):
-            raise optuna.TrialPruned("beyond the limits of the search")
+            return None, TrialState.PRUNED
         self.progress.start_trial(f"trial {trial.number} {name}")
-        folder = self.folder.trial(trial.number, name)
-        source = self._source(layers)
-        self._broadcast((layers_to_dicts(layers), folder, source))
         try:
+            folder, source = self.folder.trial(trial.number, name), self._source(layers)
+            self._broadcast((layers_to_dicts(layers), folder, source))
             metrics = self.evaluate(layers, folder, source)
             values = [metrics[objective] for objective in objective_names(self.study)]
             if not all(map(math.isfinite, values)):
                 raise TrainingDiverged(f"the result is {values}")
-        except TrainingDiverged as error:
-            trial.set_user_attr(FAILURE, str(error))
-            self.progress.end_trial(None, str(error))
-            raise
-        except (KeyboardInterrupt, UserError):  # which say nothing about the architecture
-            enqueue_again(self.study, trial.number)
-            raise
-        trial.set_user_attr(METRICS, metrics)
-        self.progress.end_trial(values[0])
-        return values
+        except Exception as error:
+            if isinstance(error, UserError):
+                raise
+            if is_users(error):
+                raise UserError(reason(error)) from error
+            if is_lost_process(error):
+                raise UserError(f"a process of this worker is gone: {reason(error)}") from error
+            note(trial, FAILURE, reason(error))
+            return None, TrialState.FAIL
+        note(trial, METRICS, metrics)
+        return values, TrialState.COMPLETE
 
     def _source(self, layers: Architecture) -> Path | None:
         """The checkpoint that the candidate starts from, among those that this machine has."""
@@ -207,5 +247,8 @@ class Search:
             layers, folder, source = message
             try:
                 self.evaluate(parse_layers(layers), folder, source)
-            except TrainingDiverged:  # the main process has told the study
-                continue
+            except UserError:
+                raise
+            except Exception as error:  # the main process has met the same and told the study
+                if is_users(error) or is_lost_process(error):
+                    raise UserError(reason(error)) from error

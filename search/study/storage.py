@@ -1,29 +1,52 @@
-"""Opening a study in its storage."""
+"""Opening a study in its storage, and waiting for a storage that is away for a while."""
 
+import sqlite3
+import sys
+import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, wraps
 from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import TrialState
+from sqlalchemy.engine import URL, make_url
 
-from ..errors import UserError
+from ..errors import UserError, without_secrets
+from ..progress import duration
 
 
-def open_study(url: str, name: str, identity: Mapping[str, Any], directions: Mapping[str, str]) -> optuna.Study:
+TIMEOUT = 600.0
+"""Seconds for which a storage that is away is waited for."""
+
+HEARTBEAT, GRACE_PERIOD = 60, 180
+"""Seconds from one sign of life to the next, and until a silent worker is taken for dead."""
+
+QUIET = 5.0
+"""Seconds of waiting before anybody is told; locks of SQLite last shorter."""
+
+RETRY_STATES = ("08", "40", "53", "57")
+"""Classes of SQLSTATE that pass: connection, rollback by the server, resources, shutdown (PostgreSQL, appendix A)."""
+
+
+def open_study(
+    url: str, name: str, identity: Mapping[str, Any], directions: Mapping[str, str], **options
+) -> optuna.Study:
     """Creates a study or continues the one of this name.
 
     Args:
         url: Storage, any that Optuna's RDBStorage takes (`sqlite:///...`, `postgresql://...`).
         identity: What may not change while a study grows (space, objective, budgets); plain JSON.
         directions: Metric -> "maximize" or "minimize", one per objective.
+        options: See `open_storage`.
 
     Raises:
         UserError: The storage does not answer, or holds a study of this name with another identity.
     """
-    storage = open_storage(url)
+    storage = open_storage(url, **options)
     try:
         study = optuna.create_study(study_name=name, storage=storage, directions=list(directions.values()))
     except optuna.exceptions.DuplicatedStudyError:
@@ -54,31 +77,202 @@ def _stored_identity(study: optuna.Study) -> dict[str, Any]:
     return {}
 
 
-def open_storage(url: str, retries: int = 3) -> RDBStorage:
-    """Connects to a storage whose workers are noticed when they die; UserError where it does not answer."""
+def print_line(message: str) -> None:
+    print(f"search: {message}", file=sys.stderr, flush=True)
+
+
+def open_storage(
+    url: str, timeout: float = TIMEOUT, say: Callable[[str], None] = print_line, retries: int = 3
+) -> RDBStorage:
+    """Connects to a storage.
+
+    Args:
+        url: Of the storage. `postgresql://` means psycopg 3, whatever SQLAlchemy would take.
+        timeout: Seconds for which it is waited for when it goes away later.
+        say: Takes a line about that.
+
+    Raises:
+        UserError: It does not answer now.
+    """
     try:
+        place = _place(url)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            storage = RDBStorage(
-                url,
-                engine_kwargs={"connect_args": {"connect_timeout": 10}} if url.startswith("postgresql") else None,
-                heartbeat_interval=60,
-                grace_period=180,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
-            )
+            storage = PatientStorage(place, timeout, say)
     except Exception as error:  # sqlalchemy, its driver, or Optuna, each with classes of its own
         if retries and ("already exists" in str(error) or isinstance(error, sqlalchemy.exc.IntegrityError)):
-            return open_storage(url, retries - 1)  # another worker has made the tables just now
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"storage {url} does not answer: {reason}") from None
+            return open_storage(url, timeout, say, retries - 1)  # another worker has made the tables just now
+        text = without_secrets(str(error).strip()).partition("\n")[0]
+        raise UserError(f"storage {shown(url)} does not answer: {text or type(error).__name__}") from None
     if storage.engine.dialect.name == "sqlite":
         # By default SQLite waits for the disk after each of the dozens of values of a trial, a second in all. With a
         # write-ahead log a killed process loses nothing either; only a power cut may cost the last trial.
         sqlalchemy.event.listen(storage.engine, "connect", _do_not_wait_for_the_disk)
         storage.engine.dispose()
+    storage.patient = True
     return storage
+
+
+def _place(url: str) -> URL:
+    place = make_url(url)
+    return place.set(drivername="postgresql+psycopg") if place.drivername in ("postgresql", "postgres") else place
+
+
+def shown(url: str) -> str:
+    """A storage URL without its password."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except sqlalchemy.exc.ArgumentError:  # no URL; it may hold a password all the same
+        return without_secrets(url)
 
 
 def _do_not_wait_for_the_disk(connection, _) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
+
+
+# --- waiting ------------------------------------------------------------------------------------------------------
+
+
+class PatientStorage(RDBStorage):
+    """Optuna's storage in a database, which waits where the database is away for a while.
+
+    Every connection is tested before it is used. What was read or written when the connection broke is done again;
+    where a write had come through, though nobody said so, that is noticed.
+
+    Args:
+        place: URL with its driver.
+        timeout: Seconds of waiting after which it gives up.
+        say: Takes a line about the waiting.
+
+    Attributes:
+        patient: Whether it waits; not while it is opened.
+    """
+
+    patient = False
+
+    def __init__(self, place: URL, timeout: float, say: Callable[[str], None]):
+        self.place = place.render_as_string(hide_password=True)
+        self.timeout = timeout
+        self.say = say
+        self._lock = threading.Lock()
+        self._told = False
+        super().__init__(
+            place.render_as_string(hide_password=False),
+            engine_kwargs={"pool_pre_ping": True, "connect_args": _connect_arguments(place)},
+            heartbeat_interval=HEARTBEAT,
+            grace_period=GRACE_PERIOD,
+        )
+
+    def wait_for(self, operation: Callable[[], Any]) -> Any:
+        """The result of an operation, tried until the database answers.
+
+        Raises:
+            UserError: It was away for too long, or only the user can mend what it says.
+        """
+        started, pause = time.monotonic(), 0.1
+        while True:
+            try:
+                result = operation()
+            except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+                cause = _database_error(error)
+                reason = without_secrets(str(cause.orig if cause else error).strip()).partition("\n")[0]
+                if not self.patient or not _passes(cause):
+                    if cause is not None and _is_full(str(cause)):
+                        raise UserError(f"storage {self.place}: {reason}") from None
+                    raise
+                waited = time.monotonic() - started
+                if waited > self.timeout:
+                    raise UserError(f"storage {self.place} was away for {duration(waited)}: {reason}") from None
+                self._tell(waited, reason)
+                time.sleep(min(pause, max(self.timeout - waited, 0.01)))
+                pause = min(2 * pause, 5.0)
+            else:
+                if self._told:
+                    self._tell_back()
+                return result
+
+    def _tell(self, waited: float, reason: str) -> None:
+        with self._lock:
+            if waited >= min(QUIET, self.timeout / 2) and not self._told:
+                self._told = True
+                limit = duration(self.timeout)
+                self.say(f"storage {self.place} is away ({reason}); waiting for it, up to {limit}")
+
+    def _tell_back(self) -> None:
+        with self._lock:
+            if self._told:
+                self._told = False
+                self.say(f"storage {self.place} is back")
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        tries = 0
+
+        def write() -> bool:
+            nonlocal tries
+            tries += 1
+            try:
+                return RDBStorage.set_trial_state_values(self, trial_id, state, values)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                trial = RDBStorage.get_trial(self, trial_id)
+                if tries > 1 and trial.state == state and (values is None or trial.values == list(values)):
+                    return True  # an earlier try had come through
+                raise
+
+        return self.wait_for(write)
+
+
+def _patient(name: str) -> Callable[..., Any]:
+    inner = getattr(RDBStorage, name)
+
+    @wraps(inner)
+    def method(self: PatientStorage, *args: Any, **kwargs: Any) -> Any:
+        return self.wait_for(partial(inner, self, *args, **kwargs))
+
+    return method
+
+
+OPERATIONS = (
+    *(name for name in vars(BaseStorage) if name.startswith(("get_", "set_", "create_", "delete_"))),
+    *("record_heartbeat", "_get_stale_trial_ids", "_create_new_trial", "_set_trial_param", "_get_trials"),
+    "_get_best_trial_id",
+)
+"""What Optuna asks of a storage, its cache included."""
+
+for _name in OPERATIONS:
+    if _name not in vars(PatientStorage) and hasattr(RDBStorage, _name):
+        setattr(PatientStorage, _name, _patient(_name))
+
+
+def _connect_arguments(place: URL) -> dict[str, Any]:
+    """So that a driver notices a server that is gone without a word."""
+    if place.get_backend_name() == "sqlite":
+        return {"timeout": 30}
+    if place.drivername in ("postgresql+psycopg", "postgresql+psycopg2"):
+        alive = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+        return {"connect_timeout": 10, **alive}
+    return {}
+
+
+def _database_error(error: BaseException | None) -> sqlalchemy.exc.DBAPIError | None:
+    """What the database said, in the chain of an error."""
+    while error is not None and not isinstance(error, sqlalchemy.exc.DBAPIError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _passes(error: sqlalchemy.exc.DBAPIError | None) -> bool:
+    """Whether what a database says may be over in a while."""
+    if error is None:
+        return False
+    if isinstance(error.orig, sqlite3.Error):
+        return any(word in str(error.orig) for word in ("locked", "busy"))
+    state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    if state is not None:
+        return state[:2] in RETRY_STATES
+    broken = isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError)
+    return error.connection_invalidated or (broken and "authentication" not in str(error.orig))
+
+
+def _is_full(message: str) -> bool:
+    return any(words in message for words in ("disk is full", "readonly database", "disk I/O error"))
