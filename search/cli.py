@@ -224,6 +224,25 @@ def _add_run(commands) -> None:
     )
     parser.add_argument("--sampler", default=argparse.SUPPRESS, help=f"name, see the command list (default: {RECIPE})")
     parser.add_argument(
+        "--pruner",
+        default=argparse.SUPPRESS,
+        help=f"stop candidates that look hopeless: name, see the command list, or none (default: {RECIPE})",
+    )
+    parser.add_argument(
+        "--hours",
+        type=positive_float,
+        metavar="N",
+        help="end this start of the search after so many hours, the trial at work included; the same command goes on",
+    )
+    parser.add_argument(
+        "--start-from",
+        type=names,
+        default=argparse.SUPPRESS,
+        metavar="NAMES",
+        help="comma-separated encoders to train first: names of the zoo, JSON files, checkpoints, or run folders, "
+        f"whose best ones are taken (default: {RECIPE})",
+    )
+    parser.add_argument(
         "--hierarchy",
         action="store_true",
         default=argparse.SUPPRESS,

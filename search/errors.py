@@ -19,6 +19,10 @@ class TrainingDiverged(RuntimeError):
     """A loss became infinite or not a number. A search goes on without the trial; a single training ends so."""
 
 
+class OutOfTime(Exception):
+    """The time that was given for a search is over; what is being trained is left for another start."""
+
+
 def without_secrets(text: str) -> str:
     """A text with *** in place of passwords and tokens."""
     for pattern, _ in SECRETS:

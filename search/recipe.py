@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import UserError
+from .evaluation.architectures import load_architecture
 from .evaluation.model_config import check_fields
-from .parsing import limited, parse, read_json
+from .parsing import limited, one_of, parse, read_json
 from .samplers import create_sampler
+from .space.restriction import around, fix
 from .space.search_space import SearchSpace
+from .study.pruning import PRUNERS
 from .training.finetuning import FinetuningBudget
 from .training.pretraining import PretrainingBudget
 
@@ -28,8 +31,12 @@ class Recipe:
     Attributes:
         description: One line for `list`.
         space: What may be searched; None in recipes that only say how to pretrain.
+        fix: Parameters of the space and what they may still be, see `restriction.fix`.
+        around: An encoder by name, of which the search keeps near, see `restriction.around`; it is trained first.
+        start_from: Encoders that are trained before what the sampler proposes, see `architectures.load_architectures`.
         sampler: Name of a sampler, and its options.
         trials: How many different architectures to train.
+        pruner: Stops candidates that look hopeless, see `study.pruning`; None stops none.
         patience: Ends the search when so many trials in a row brought no better score; None for no such end.
         hierarchy: Whether to search level by level, from stacks of equal layers to the whole space.
         tasks: Whose mean primary metric is the score; none scores by masked token accuracy.
@@ -45,9 +52,13 @@ class Recipe:
 
     description: str
     space: SearchSpace | None = None
+    fix: Mapping[str, Any] | None = None
+    around: str | None = None
+    start_from: tuple[str, ...] = ()
     sampler: Mapping[str, Any] = field(
         default_factory=lambda: {"name": "tpe"}, metadata={"noun": "an object with a name"}
     )
+    pruner: str | None = one_of(*PRUNERS, default=None)
     trials: int = limited(least=1, default=20)
     patience: int | None = limited(least=1, default=None)
     hierarchy: bool = False
@@ -102,9 +113,23 @@ def parse_recipe(data: dict, name: str) -> Recipe:
     check_fields(recipe.model, f"{name}: model")
     if not isinstance(recipe.sampler.get("name"), str):
         raise UserError(f"{name}: sampler: expected an object with a name")
+    recipe = _restrict(recipe, name)
     if recipe.space is not None:
         try:
             create_sampler(recipe.sampler, recipe.space, seed=0)
         except UserError as error:
             raise UserError(f"{name}: sampler: {error}") from None
     return recipe
+
+
+def _restrict(recipe: Recipe, name: str) -> Recipe:
+    """The recipe with what `around` and `fix` leave of its space."""
+    space, first = recipe.space, recipe.start_from
+    if space is None and (recipe.around or recipe.fix):
+        raise UserError(f"{name}: {'around' if recipe.around else 'fix'}: the recipe has no space")
+    if recipe.around is not None:
+        space = around(space, load_architecture(recipe.around)["layers"], f"{name}: around")
+        first = (recipe.around, *(other for other in first if other != recipe.around))
+    if recipe.fix is not None:
+        space = fix(space, recipe.fix, f"{name}: fix")
+    return dataclasses.replace(recipe, space=space, start_from=first)

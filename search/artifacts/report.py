@@ -11,8 +11,11 @@ from matplotlib.figure import Figure
 from optuna.trial import TrialState
 from scipy.stats import spearmanr
 
+from flexibert.spec import parse_layers
+
 from ..cost import COSTS
 from ..files import replace_file
+from ..samplers.trials import FINGERPRINT, LAYERS, STOPPED
 from ..study.results import (
     Result,
     count_trials,
@@ -23,10 +26,12 @@ from ..study.results import (
     problems,
     ranked,
     read_results,
+    savings,
     score_sign,
     scores,
     summarise,
 )
+from ..study.trials import stopped
 from . import describe, plots
 
 
@@ -120,6 +125,7 @@ def _markdown(study: optuna.Study, results: Sequence[Result], pictures: Sequence
         sections.append("No trial has completed with a score, so there is nothing to rank yet.")
     if predicted := _predicted(results):
         sections += ["## What the sampler believed", _belief_text(predicted)]
+    sections += _savings_section(study)
     if problem_rows := problems(study):
         sections += ["## Trials that do not count", describe.table(("trial", "why"), problem_rows)]
     return "\n\n".join(filter(None, sections)) + "\n"
@@ -152,6 +158,25 @@ def _level_section(study: optuna.Study, results: Sequence[Result]) -> list[str]:
         rows.append((level, len(members), members[0].score, members[0].number))
     header = ("level", "trials", f"best {describe.label(objective_names(study)[0])}", "in trial")
     return ["## Levels", describe.table(header, rows)] if rows else []
+
+
+def _savings_section(study: optuna.Study) -> list[str]:
+    """What a pruner stopped, and what that saved; nothing where it stopped none."""
+    saved = savings(study)
+    if saved is None:
+        return []
+    text = (
+        f"{saved['stopped']} candidates looked hopeless and were stopped. That saved {saved['tokens_saved']:,} tokens "
+        f"of pretraining, {saved['saved_percent']:.0f}% of the tokens that all candidates would have taken, and "
+        f"{saved['finetunings_saved']} fine-tunings."
+    )
+    rows = []
+    for trial in stopped(study):
+        stop, layers = trial.user_attrs[STOPPED], parse_layers(trial.user_attrs[LAYERS])
+        place = f"{stop['step']} of {stop['of']} steps" if "step" in stop else "all steps"
+        rows.append((trial.number, place, stop["loss"], describe.widths(layers), f"`{trial.user_attrs[FINGERPRINT]}`"))
+    header = ("trial", "stopped after", "validation loss", "layer widths", "fingerprint")
+    return ["## Stopped early", text, describe.table(header, rows)]
 
 
 def _result_table(study: optuna.Study, results: Sequence[Result]) -> str:

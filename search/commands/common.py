@@ -84,6 +84,8 @@ def override(recipe: Recipe, options) -> Recipe:
     pretraining = {
         name: given[name] for name in ("steps", "batch_size", "sequence_length", "learning_rate") if name in given
     }
+    if given.get("pruner") == "none":
+        changes["pruner"] = None
     changes["pretraining"] = dataclasses.replace(recipe.pretraining, **pretraining)
     if "epochs" in given:
         changes["finetuning"] = dataclasses.replace(recipe.finetuning, epochs=given["epochs"], max_steps=-1)

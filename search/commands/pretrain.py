@@ -1,19 +1,16 @@
 """Pretrains one architecture and leaves a checkpoint."""
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.utils import set_seed
 
-from flexibert import FlexiBertConfig, FlexiBertForMaskedLM, named_config
-from flexibert.spec import parse_layers
+from flexibert import FlexiBertForMaskedLM
 
 from ..artifacts.checkpoint import save_checkpoint
 from ..cost import count_parameters, forward_flops, peak_flops_per_second
-from ..errors import UserError
+from ..evaluation.architectures import load_architecture
 from ..evaluation.cards import pretraining_card
 from ..evaluation.model_config import build_config
 from ..files import check_place
@@ -77,39 +74,3 @@ def main(options) -> None:
                 f"{output}: {count_parameters(config):,} parameters, {budget.tokens:,} tokens in "
                 f"{duration(result.seconds)}, {result.summary}"
             )
-
-
-STRUCTURE = (
-    "embedding_size",
-    "position_embedding_type",
-    "rotary_base",
-    "type_vocab_size",
-    "project_embeddings",
-    "hidden_act",
-    "classifier_pooling",
-    "tie_word_embeddings",
-)
-"""Fields of a configuration that belong to an architecture, as the layers do, and not to a tokenizer."""
-
-
-def load_architecture(name: str) -> dict[str, Any]:
-    """Fields of the configuration of a named architecture, of a model's folder or config.json, or of a list of layers.
-
-    Raises:
-        UserError: There is nothing of this name, or the file holds no layers.
-    """
-    path = Path(name)
-    path = path / "config.json" if path.is_dir() else path
-    try:
-        if not path.is_file():
-            config = named_config(name)
-        else:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(data, list):
-                return {"layers": parse_layers(data)}
-            if not isinstance(data, dict) or "layers" not in data:
-                raise ValueError("expected a list of layers, or an object with layers")
-            config = FlexiBertConfig(**{key: data[key] for key in ("layers", *STRUCTURE) if key in data})
-    except (ValueError, OSError) as error:
-        raise UserError(f"architecture {name}: {error}") from None
-    return {"layers": config.layer_specs, **{key: getattr(config, key) for key in STRUCTURE}}

@@ -19,6 +19,7 @@ from ..cost import COSTS, SCORE, CostMeter, choose_objectives, limit_option
 from ..data.synthetic_tasks import SELF_MADE_TASKS
 from ..data.tasks import load_tasks
 from ..errors import UserError
+from ..evaluation.architectures import enqueue_known
 from ..evaluation.cards import TrialCards
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.first_weights import FirstWeights, FromNearest, FromScratch, FromSupernet
@@ -30,6 +31,7 @@ from ..progress import RunProgress, duration
 from ..recipe import Recipe, load_recipe
 from ..samplers import create_sampler
 from ..samplers.base import Feasible
+from ..study.pruning import PRUNERS, create_pruner
 from ..study.run_folder import RunFolder
 from ..study.search import Search
 from ..study.storage import open_study
@@ -53,6 +55,7 @@ def main(options) -> None:
         objectives=len(objectives),
     )
     new_sampler()  # what is wrong with it shall not wait for the data
+    pruner = create_pruner(recipe.pruner, recipe.pretraining.steps, len(objectives))
     if (options.evaluator == "supernet") != (options.supernet is not None):
         raise UserError("--evaluator supernet and --supernet DIR go together")
     if options.supernet is not None and recipe.transfer != "none":
@@ -63,6 +66,8 @@ def main(options) -> None:
     if accelerator.is_main_process:
         url = options.storage or folder.storage
         study = open_study(url, folder.name, identity(recipe, options), objectives)
+        study.pruner = pruner
+        known, strange = enqueue_known(study, recipe.space, recipe.start_from)
     with RunProgress(recipe.trials, accelerator.is_main_process) as progress:
         evaluator = build_evaluator(recipe, options, accelerator, progress, folder)
         weights = evaluator.first_weights
@@ -81,10 +86,13 @@ def main(options) -> None:
             progress,
             find_source=weights.find_source if isinstance(weights, FromNearest) else None,
             after_trial=after_trial,
+            pruning=PRUNERS.get(recipe.pruner),
         )
         if accelerator.is_main_process:
+            if known or strange:
+                progress.say(f"{known} known encoders come first, {strange} are not in the space")
             after_trial()  # a worker may have been killed before it came to that
-        search.run(recipe.trials, recipe.patience)
+        search.run(recipe.trials, recipe.patience, hours=options.hours)
     if accelerator.is_main_process:
         conclude(study, folder, finetuning_options(recipe, options))
 
@@ -113,7 +121,7 @@ def within(limits: Mapping[str, float], evaluator: Evaluator) -> Feasible | None
 def identity(recipe: Recipe, options) -> dict[str, Any]:
     """What may not change while a run grows, because its trials would no longer be comparable."""
     data = json.loads(json.dumps(recipe.to_dict()))
-    for free in ("description", "sampler", "trials", "patience"):
+    for free in ("description", "sampler", "trials", "patience", "pruner", "start_from"):
         del data[free]
     if recipe.teacher is None:  # so that runs from before there were teachers go on
         del data["teacher"], data["embeddings"], data["pretraining"]["objectives"]

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerBase
 
+from flexibert import FlexiBertForMaskedLM
 from flexibert.spec import Architecture
 
 from ..artifacts.checkpoint import save_checkpoint
@@ -17,6 +18,7 @@ from ..artifacts.model_card import write_card
 from ..cost import SCORE, CostMeter
 from ..data.tasks import Task
 from ..progress import RunProgress
+from ..study.watch import Watch
 from ..training.finetuning import FinetuningBudget, FinetuningResult, finetune
 from ..training.pretraining import PretrainingBudget, PretrainingResult, pretrain
 from .cards import TrialCards
@@ -49,43 +51,62 @@ class Evaluator:
     accelerator: Accelerator
     progress: RunProgress
 
-    def __call__(self, layers: Architecture, folder: Path, source: Path | None = None) -> dict[str, float]:
+    def __call__(
+        self, layers: Architecture, folder: Path, source: Path | None = None, watch: Watch | None = None
+    ) -> dict[str, float]:
         """Trains an encoder and leaves its checkpoint in `folder`, with one fine-tuned checkpoint per task beneath.
 
         Args:
             source: Checkpoint whose weights it starts from. If it can give most of them, it is only fine-tuned.
+            watch: Looks on and may end the training.
 
         Returns:
             Metrics with their units in their names, `score_percent` among them.
 
         Raises:
             TrainingDiverged: A loss was not finite.
+            optuna.TrialPruned, OutOfTime: `watch` has ended it.
         """
+        watch = watch or Watch()
         set_seed(self.seed)
         model, given = self.first_weights.model(layers, source)
         budget = dataclasses.replace(self.pretraining, steps=0) if (given or 0) >= ENOUGH_OVERLAP else self.pretraining
-        pretrained = pretrain(
-            model,
-            self.blocks,
-            self.validation_blocks,
-            self.tokenizer,
-            budget,
-            self.seed,
-            self.accelerator,
-            progress=lambda done, loss, rate: self.progress.update("pretraining", done, budget.steps, loss, rate),
-        )
+        pretrained = self._pretrain(model, budget, watch)
         if self.accelerator.is_main_process:
             save_checkpoint(model, self.tokenizer, folder, self.cards.card(folder.name, budget, pretrained, {}))
         self.accelerator.wait_for_everyone()
-        results = {task.name: self._finetune(task, folder) for task in self.tasks}
+        results = {task.name: self._finetune(task, folder, watch) for task in self.tasks}
         if self.accelerator.is_main_process:
             write_card(folder, self.cards.card(folder.name, budget, pretrained, results))
         transferred = {} if given is None else {"transferred_percent": 100 * given}
         return {**self.costs.metrics(model.config), **collect_metrics(pretrained, results), **transferred}
 
-    def _finetune(self, task: Task, folder: Path) -> FinetuningResult:
+    def _pretrain(self, model: FlexiBertForMaskedLM, budget: PretrainingBudget, watch: Watch) -> PretrainingResult:
+        def progress(done: int, loss: float, rate: float) -> None:
+            self.progress.update("pretraining", done, budget.steps, loss, rate)
+            watch.tick()
+
+        try:
+            return pretrain(
+                model,
+                self.blocks,
+                self.validation_blocks,
+                self.tokenizer,
+                budget,
+                self.seed,
+                self.accelerator,
+                progress=progress,
+                rungs=watch.rungs(budget.steps),
+                report=lambda done, loss: watch.report(done, loss, budget.steps),
+                report_part=watch.report if watch.over_parts else None,
+            )
+        finally:
+            self.accelerator.free_memory()  # also of a candidate that was stopped
+
+    def _finetune(self, task: Task, folder: Path, watch: Watch) -> FinetuningResult:
         self.progress.update(f"fine-tuning on {task.name}", 0, 1)
-        result = finetune(folder, task, self.tokenizer, self.finetuning, self.seed, folder / "tasks" / task.name)
+        place = folder / "tasks" / task.name
+        result = finetune(folder, task, self.tokenizer, self.finetuning, self.seed, place, tick=watch.tick)
         self.progress.update(f"fine-tuning on {task.name}", 1, 1, result.train_loss)
         return result
 

@@ -19,7 +19,7 @@ from flexibert.spec import Architecture
 
 from ..space.parameters import Values
 from ..space.search_space import SearchSpace
-from .trials import counts, is_evidence, is_failure, is_repetition
+from .trials import counts, is_evidence, is_failure, is_repetition, is_stopped
 
 
 Feasible = Callable[[Architecture], bool]
@@ -54,10 +54,10 @@ class ReseededSampler(BaseSampler):
         self._current: tuple[int, BaseSampler] | None = None
 
     def seed(self, study: optuna.Study) -> int:
-        """The seed of the next trial: it grows with every trial that counts or failed, and with every proposal in a
-        row that brought nothing new."""
+        """The seed of the next trial: it grows with every trial that counts, failed or was stopped, and with every
+        proposal in a row that brought nothing new."""
         trials = study.get_trials(deepcopy=False)
-        settled = sum(counts(trial) or is_failure(trial) for trial in trials)
+        settled = sum(counts(trial) or is_failure(trial) or is_stopped(trial) for trial in trials)
         return self._seed + SEEDS_PER_TRIAL * settled + repetitions(trials)
 
     def sampler(self, study: optuna.Study, trial: FrozenTrial) -> BaseSampler:
@@ -146,7 +146,7 @@ def repetitions(trials: Sequence[FrozenTrial]) -> int:
     for trial in sorted(trials, key=lambda trial: -trial.number):
         if not trial.state.is_finished() or not is_evidence(trial):
             continue
-        if trial.state != TrialState.PRUNED and not is_repetition(trial):
+        if is_stopped(trial) or (trial.state != TrialState.PRUNED and not is_repetition(trial)):
             break
         count += 1
     return count

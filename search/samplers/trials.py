@@ -32,6 +32,10 @@ FAILURE = "failure"
 PREDICTION = "prediction"
 """{"mean", "standard_deviation"} of the score, as the sampler believed before the trial, in the score's unit."""
 
+STOPPED = "stopped"
+"""{"loss"} on the validation text, of a candidate that a pruner stopped, and where it stopped, in steps of
+pretraining: {"step", "of"}. Other trials in the state PRUNED were passed over untrained."""
+
 LEVEL = "level"
 """Of a hierarchical search, from 1."""
 
@@ -58,6 +62,11 @@ def is_evidence(trial: FrozenTrial) -> bool:
 def is_failure(trial: FrozenTrial) -> bool:
     """Whether the training of the architecture failed, for a reason that is noted."""
     return trial.state == TrialState.FAIL and FAILURE in trial.user_attrs and is_evidence(trial)
+
+
+def is_stopped(trial: FrozenTrial) -> bool:
+    """Whether a pruner stopped the training of the architecture."""
+    return trial.state == TrialState.PRUNED and STOPPED in trial.user_attrs
 
 
 def is_repetition(trial: FrozenTrial) -> bool:

@@ -32,9 +32,11 @@ from ..samplers.trials import (
     LEVEL,
     METRICS,
     PREDICTION,
+    STOPPED,
     counts,
     is_repetition,
 )
+from .trials import finished, stopped
 
 
 STATES = {"complete": "completed", "fail": "failed", "pruned": "pruned", "running": "running", "waiting": "waiting"}
@@ -80,6 +82,31 @@ def count_trials(study: optuna.Study) -> dict[str, int]:
     for trial in study.get_trials(deepcopy=False):
         numbers["repeated" if is_repetition(trial) else STATES[trial.state.name.lower()]] += 1
     return numbers
+
+
+def savings(study: optuna.Study) -> dict[str, float] | None:
+    """What stopping hopeless candidates saved, against training each to the end; None where none was stopped.
+
+    Returns:
+        `stopped` candidates, `tokens_trained` and `tokens_saved` of pretraining by all that finished or were stopped,
+        `saved_percent` of these tokens, and `finetunings_saved`.
+    """
+    ended = stopped(study)
+    if not ended:
+        return None
+    identity = study.user_attrs.get("identity", {})
+    budget, tasks = identity.get("pretraining", {}), identity.get("objective", {}).get("tasks", [])
+    whole = math.prod(budget.get(name, 0) for name in ("steps", "batch_size", "sequence_length"))
+    shares = [stop["step"] / stop["of"] if "step" in stop else 1.0 for stop in (t.user_attrs[STOPPED] for t in ended)]
+    saved = whole * sum(1 - share for share in shares)
+    candidates = whole * (len(finished(study)) + len(ended))
+    return {
+        "stopped": len(ended),
+        "tokens_trained": round(candidates - saved),
+        "tokens_saved": round(saved),
+        "saved_percent": 100 * saved / candidates if candidates else 0.0,
+        "finetunings_saved": len(tasks) * len(ended),
+    }
 
 
 def objective_names(study: optuna.Study) -> list[str]:
@@ -149,6 +176,7 @@ def summarise(study: optuna.Study) -> dict[str, Any]:
         "trials": count_trials(study),
         "best": best and {**_plain(best, study), "metrics": _finite(best.metrics)},
         "front": [_plain(result, study) for result in front(study, results)],
+        "savings": savings(study),
         "environment": environment(),
     }
 

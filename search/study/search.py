@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from flexibert.spec import Architecture, fingerprint, layers_to_dicts, parse_layers
 
-from ..errors import TrainingDiverged, UserError
+from ..errors import OutOfTime, TrainingDiverged, UserError
 from ..progress import RunProgress
 from ..samplers.base import ReseededSampler, repetitions
 from ..samplers.trials import (
@@ -32,12 +32,15 @@ from ..samplers.trials import (
     METRICS,
     counts,
     is_failure,
+    is_stopped,
 )
 from ..space.functional_hash import function_fingerprint
 from .faults import is_lost_process, is_users, reason
+from .pruning import Pruning
 from .results import objective_names
 from .run_folder import RunFolder
-from .trials import best_trial, diverged, finished
+from .trials import best_trial, diverged, finished, stopped
+from .watch import Watch
 from .workers import TakenOver, ask, heartbeat, note, recover, release_own, tell
 
 
@@ -64,6 +67,7 @@ class Search:
         progress: Shows what happens.
         find_source: Chooses the trained encoder that a candidate starts from; none does where it is None.
         after_trial: Called on the main process after every trial that trained an architecture.
+        pruning: What the pruner of the study compares; None where it has none.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class Search:
         progress: RunProgress,
         find_source: FindSource | None = None,
         after_trial: Callable[[], None] | None = None,
+        pruning: Pruning | None = None,
     ):
         self.study = study
         self.sampler = sampler
@@ -86,19 +91,29 @@ class Search:
         self.progress = progress
         self.find_source = find_source
         self.after_trial = after_trial
+        self.pruning = pruning
+        self.deadline: float | None = None
 
-    def run(self, trials: int, patience: int | None = None, max_failures: int = MAX_FAILURES) -> None:
-        """Works until the study has so many finished trials, its own and other workers' together.
+    def run(
+        self,
+        trials: int,
+        patience: int | None = None,
+        max_failures: int = MAX_FAILURES,
+        hours: float | None = None,
+    ) -> None:
+        """Works until the study has so many trials that finished or were stopped, its own and other workers' together.
 
         Whatever ends it, no trial of this worker is left running.
 
         Args:
             patience: Ends the search when so many trials in a row brought no better score.
             max_failures: Ends it when so many trials of this worker in a row failed.
+            hours: Ends it after so much time; the trial at work is left for another start.
 
         Raises:
             UserError: Too many failed, or an error that would meet every trial, see `faults.py`.
         """
+        self.deadline = None if hours is None else time.monotonic() + 3600 * hours
         if not self.accelerator.is_main_process:
             self._follow()
             return
@@ -106,8 +121,8 @@ class Search:
         try:
             self._lead(trials, patience, max_failures)
         except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt)
-            release_own(self.study, "the worker was stopped" if stopped else reason(error))
+            interrupted = isinstance(error, KeyboardInterrupt)
+            release_own(self.study, "the worker was stopped" if interrupted else reason(error))
             raise
         self._broadcast(None)
 
@@ -117,14 +132,20 @@ class Search:
         self._recover()
         self._count()
         failures = 0
-        while len(finished(self.study)) < min(trials, self.space.size() or trials):
+        while self._done() < min(trials, self.space.size() or trials):
             if patience is not None and self._has_converged(patience):
                 self.progress.say(f"no better score in {patience} trials; stopping early")
                 break
             if repetitions(self.study.get_trials(deepcopy=False)) >= MAX_REPEATS and not self._enqueue_unseen():
                 self.progress.say("the sampler finds nothing new in this space; stopping early")
                 break
-            trial = self._next_trial()
+            try:
+                Watch(deadline=self.deadline).tick()
+                trial = self._next_trial()
+            except OutOfTime:
+                release_own(self.study, "the time was over")
+                self.progress.say("the hours that were given are over; the same command goes on from here")
+                break
             failures = failures + 1 if trial.state == TrialState.FAIL else 0
             if counts(trial) and self.after_trial is not None:
                 self.after_trial()
@@ -144,7 +165,10 @@ class Search:
     def _count(self) -> None:
         """Tells the display where the study stands, all workers together."""
         best = best_trial(self.study)
-        self.progress.count_trials(len(finished(self.study)), best.values[0] if best else None)
+        self.progress.count_trials(self._done(), best.values[0] if best else None)
+
+    def _done(self) -> int:
+        return len(finished(self.study)) + len(stopped(self.study))
 
     def _next_trial(self) -> FrozenTrial:
         """Asks for a trial, trains its architecture and tells the study, which is how it ended."""
@@ -159,6 +183,8 @@ class Search:
         self._count()
         if METRICS in frozen.user_attrs or is_failure(frozen):
             self.progress.end_trial(frozen.values[0] if counts(frozen) else None, frozen.user_attrs.get(FAILURE, ""))
+        elif is_stopped(frozen):
+            self.progress.end_trial(None, "stopped, hopeless beside the others")
         return frozen
 
     def _has_converged(self, patience: int) -> bool:
@@ -176,9 +202,12 @@ class Search:
         known = self._known(layers, trial.number)
         if known is not None and known.state == TrialState.COMPLETE:
             note(trial, DUPLICATE_OF, known.number)
+            for step, value in known.intermediate_values.items():
+                trial.report(value, step)  # a pruner may take it for the best trial
             return known.values, TrialState.COMPLETE
-        if known is not None:  # another worker trains it, or its training has failed
-            time.sleep(random.random())  # two workers in step would step aside together for ever
+        if known is not None:  # another worker trains it, or it was stopped or failed
+            if known.state == TrialState.RUNNING:
+                time.sleep(random.random())  # two workers in step would step aside together for ever
             return None, TrialState.PRUNED
         if not self._is_feasible(layers):
             return None, TrialState.PRUNED
@@ -186,12 +215,14 @@ class Search:
         try:
             folder, source = self.folder.trial(trial.number, name), self._source(layers)
             self._broadcast((layers_to_dicts(layers), folder, source))
-            metrics = self.evaluate(layers, folder, source)
+            metrics = self.evaluate(layers, folder, source, **self._watch(trial))
             values = [metrics[objective] for objective in objective_names(self.study)]
             if not all(map(math.isfinite, values)):
                 raise TrainingDiverged(f"the result is {values}")
+        except optuna.TrialPruned:
+            return None, TrialState.PRUNED
         except Exception as error:
-            if isinstance(error, UserError):
+            if isinstance(error, (UserError, OutOfTime)):
                 raise
             if is_users(error):
                 raise UserError(reason(error)) from error
@@ -201,6 +232,12 @@ class Search:
             return None, TrialState.FAIL
         note(trial, METRICS, metrics)
         return values, TrialState.COMPLETE
+
+    def _watch(self, trial: optuna.Trial | None) -> dict[str, Watch]:
+        """Who looks on at a trial, as an argument for `evaluate`; none where nobody may end it."""
+        if self.pruning is None and self.deadline is None:
+            return {}
+        return {"watch": Watch(trial, self.pruning, self.deadline, self._broadcast)}
 
     def _source(self, layers: Architecture) -> Path | None:
         """The checkpoint that the candidate starts from, among those that this machine has."""
@@ -220,7 +257,7 @@ class Search:
         """The trial that has trained an architecture of the same function, else one that trains it or failed."""
         name, function = fingerprint(layers), function_fingerprint(layers)
         running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        for trial in (*finished(self.study), *running, *diverged(self.study)):
+        for trial in (*finished(self.study), *running, *diverged(self.study), *stopped(self.study)):
             same = trial.user_attrs.get(FINGERPRINT) == name or trial.user_attrs.get(FUNCTION) == function
             if same and trial.number != number:
                 return trial
@@ -246,9 +283,11 @@ class Search:
         while (message := self._broadcast(None)) is not None:
             layers, folder, source = message
             try:
-                self.evaluate(parse_layers(layers), folder, source)
+                self.evaluate(parse_layers(layers), folder, source, **self._watch(None))
             except UserError:
                 raise
+            except (optuna.TrialPruned, OutOfTime):
+                continue
             except Exception as error:  # the main process has met the same and told the study
                 if is_users(error) or is_lost_process(error):
                     raise UserError(reason(error)) from error

@@ -17,6 +17,7 @@ from sqlalchemy.engine import URL, make_url
 
 from ..errors import UserError, without_secrets
 from ..progress import duration
+from .run_folder import RunFolder
 
 
 TIMEOUT = 600.0
@@ -65,6 +66,24 @@ def open_study(
         study.set_metric_names(list(directions))
     study.set_user_attr("identity", dict(identity))
     return study
+
+
+def open_run(folder: RunFolder, url: str | None = None) -> optuna.Study:
+    """The study of an earlier run, to read it.
+
+    Args:
+        url: Storage, where the run used another than the file in its folder.
+
+    Raises:
+        UserError: There is none.
+    """
+    if url is None and not folder.study.is_file():
+        raise UserError(f"{folder.path} is no run folder: it has no study.db; for another storage give --storage")
+    url = url or folder.storage
+    try:
+        return optuna.load_study(study_name=folder.name, storage=open_storage(url))
+    except KeyError:
+        raise UserError(f"{shown(url)} holds no study named {folder.name!r}") from None
 
 
 def _stored_identity(study: optuna.Study) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +34,7 @@ from ..errors import TrainingDiverged, UserError
 from ..files import replace_folder, reported
 from ..metrics import primary
 from ..parsing import limited
-from .finetuning_trainer import FinetuningTrainer
+from .finetuning_trainer import FinetuningTrainer, Ticking
 from .question_answering import QuestionAnswering
 from .sequence_classification import SequenceClassification
 
@@ -96,6 +96,7 @@ def finetune(
     budget: FinetuningBudget = FinetuningBudget(),
     seed: int = 0,
     output_dir: Path | None = None,
+    tick: Callable[[], None] | None = None,
     **training_arguments: Any,
 ) -> FinetuningResult:
     """Trains an encoder with a new head on a task and evaluates it on all of the task's validation splits.
@@ -106,6 +107,7 @@ def finetune(
         seed: Decides the weights of the head, the order of the data and dropout.
         output_dir: Where a checkpoint with head and tokenizer is left, and what trackers write; one that stands there
             is replaced at the end.
+        tick: Called every ten steps or so, on all processes; may raise, which ends the training.
         training_arguments: Fields of transformers' `TrainingArguments` that overrule those made from the budget, such
             as `report_to`, `gradient_accumulation_steps` or `disable_tqdm=False`.
 
@@ -138,6 +140,8 @@ def finetune(
             stack.enter_context(patch_environment(tensorboard_logging_dir=logs / run))
         trainer = FinetuningTrainer(model=model, args=arguments, train_dataset=train, processing_class=tokenizer)
         trainer.remove_callback(PrinterCallback)
+        if tick is not None:
+            trainer.add_callback(Ticking(tick))
         training_started = time.perf_counter()
         outcome = trainer.train()
         training_seconds = time.perf_counter() - training_started

@@ -1,11 +1,11 @@
 """transformers' Trainer with batches of similar length, and an end to training that diverges."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ..errors import TrainingDiverged
@@ -54,3 +54,14 @@ class FinetuningTrainer(Trainer):
             step = self.state.global_step + 1
             raise TrainingDiverged(f"the loss is {loss} at step {step}; a lower learning rate may help")
         return loss
+
+
+class Ticking(TrainerCallback):
+    """Calls `tick` after every tenth step and the first, in all processes."""
+
+    def __init__(self, tick: Callable[[], None]):
+        self.tick = tick
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step % 10 == 1:
+            self.tick()

@@ -7,7 +7,7 @@ saving generators or the position of a data loader. All processes draw the same 
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -136,6 +136,9 @@ def build_optimizer(model: torch.nn.Module, budget: PretrainingBudget) -> torch.
 Progress = Callable[[int, float, float], None]
 """Called with (steps done, last loss in nats, tokens per second)."""
 
+Report = Callable[[int, float], None]
+"""Told (steps done, validation loss) on all processes alike; may raise, which ends the training."""
+
 Arguments = Callable[[int], Mapping[str, Any]]
 """What a model is called with besides the batch in a step, counted from 0."""
 
@@ -151,6 +154,9 @@ def pretrain(
     folder: Path | None = None,
     progress: Progress | None = None,
     arguments: Arguments = lambda step: {},
+    rungs: Sequence[int] = (),
+    report: Report | None = None,
+    report_part: Report | None = None,
 ):
     """Trains a masked language model in place of its first weights, or from its last checkpoint in `folder`.
 
@@ -164,6 +170,8 @@ def pretrain(
         progress: Told about every tenth step or so.
         arguments: Further arguments of the model, a function of the step alone; validation has those of step
             `budget.steps`.
+        rungs: After so many steps the model is validated and `report` is told; nothing else depends on it.
+        report_part: Told at the end (number of a batch, loss) of every batch of the validation text.
 
     Raises:
         TrainingDiverged: The loss is not finite; the last checkpoint is left as it is.
@@ -224,6 +232,10 @@ def pretrain(
             last_tokens, last_time = tokens, now
             if progress is not None:
                 progress(done, losses[-1], rate)
+        if report is not None and done in rungs:
+            validation = batch_source(validation_blocks, tokenizer, budget, weights, seed=0)
+            report(done, compared_loss(evaluate(trained, student, validation, accelerator, arguments(step))))
+            trained.train()
         kept = checkpoint or done == budget.steps
         if kept and not (math.isfinite(gradient_norm) or accelerator.optimizer_step_was_skipped):
             raise TrainingDiverged(f"the gradient is {gradient_norm:g} at step {done}; {ADVICE}")
@@ -232,10 +244,13 @@ def pretrain(
     seconds = time.perf_counter() - started
 
     validation = batch_source(validation_blocks, tokenizer, budget, weights, seed=0)
-    metrics = evaluate(trained, student, validation, accelerator, arguments(budget.steps))
+    parts: list[float] = []
+    metrics = evaluate(trained, student, validation, accelerator, arguments(budget.steps), parts)
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise TrainingDiverged(f"the validation loss is {value:g} ({name}) after step {budget.steps}; {ADVICE}")
+    for index, loss in enumerate(parts if report_part is not None else ()):
+        report_part(index, loss)
     accelerator.unwrap_model(trained, keep_fp32_wrapper=False)
     student.release()
     accelerator.free_memory()
@@ -289,8 +304,12 @@ def evaluate(
     batches: MaskedLanguageModelling | TaughtBatches,
     accelerator: Accelerator,
     arguments: Mapping[str, Any],
+    parts: list[float] | None = None,
 ) -> dict[str, float]:
     """Metrics of validation batches, whose masks never change. Every process sees all of them; sharded models need it.
+
+    Args:
+        parts: Gets the `compared_loss` of every batch.
 
     Returns:
         `mlm_loss_nats` and `mlm_accuracy_percent`; under a teacher `distillation_loss`, the mean of its objectives by
@@ -304,17 +323,30 @@ def evaluate(
         sizes = {"predictions": int((arrays["labels"] != IGNORED).sum())} if "labels" in arrays else {}
         sizes |= {name: int(size) for name, size in counts(arrays).items()}
         units = {name: torch.ones((), device=accelerator.device) for name in sizes}
-        for name, loss in trained({**inputs, **units}, arguments).items():
-            sums[name] = sums.get(name, 0.0) + loss.item()
+        losses = {name: loss.item() for name, loss in trained({**inputs, **units}, arguments).items()}
+        if parts is not None and all(sizes.values()):
+            parts.append(compared_loss(validation_metrics(student, losses, sizes)))
+        for name, loss in losses.items():
+            sums[name] = sums.get(name, 0.0) + loss
         for name, size in sizes.items():
             counted[name] = counted.get(name, 0) + size
+    return validation_metrics(student, sums, counted)
+
+
+def validation_metrics(student: Student, sums: Mapping[str, float], counted: Mapping[str, int]) -> dict[str, float]:
+    """What sums of losses over a validation text come to; for the names see `evaluate`."""
     metrics = {}
     if MASKED_LM in sums:
         metrics["mlm_loss_nats"] = sums[MASKED_LM] / counted["predictions"]
         metrics["mlm_accuracy_percent"] = 100 * sums[f"{MASKED_LM}_hits"] / counted["predictions"]
     if student.objectives:
-        parts = {name: sums[name] / counted[objective.counted] for name, objective in student.objectives.items()}
-        weight = sum(student.weights[name] for name in parts)
-        metrics["distillation_loss"] = sum(student.weights[name] * loss for name, loss in parts.items()) / weight
-        metrics |= {f"{name}_loss": loss for name, loss in parts.items()}
+        losses = {name: sums[name] / counted[objective.counted] for name, objective in student.objectives.items()}
+        weight = sum(student.weights[name] for name in losses)
+        metrics["distillation_loss"] = sum(student.weights[name] * loss for name, loss in losses.items()) / weight
+        metrics |= {f"{name}_loss": loss for name, loss in losses.items()}
     return metrics
+
+
+def compared_loss(metrics: Mapping[str, float]) -> float:
+    """The loss by which candidates are compared while they train: of distillation, where there is a teacher."""
+    return metrics.get("distillation_loss", metrics.get("mlm_loss_nats"))
