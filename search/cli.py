@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from .cost import COSTS, SCORE, limit_option
-from .errors import TrainingDiverged, UserError
+from .errors import TrainingDiverged, UserError, without_secrets
+from .study.signals import stoppable
 
 
 DESCRIPTION = """\
@@ -24,18 +25,20 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0, or 2 where the user made a mistake or chose a learning rate too high to train."""
+    """Runs the command; returns 0, 2 where the user made a mistake or chose a learning rate too high to train, or 128
+    and the number of the signal that stopped it."""
     try:
-        options = build_parser().parse_args(arguments)
-        return options.run(options) or 0
+        with stoppable():
+            options = build_parser().parse_args(arguments)
+            return options.run(options) or 0
     except (UserError, TrainingDiverged) as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"search: error: {error}", file=sys.stderr)
+            print(f"search: error: {without_secrets(str(error))}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if os.environ.get("RANK", "0") == "0":
             print("search: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        return getattr(stop, "status", 130)
 
 
 def build_parser() -> argparse.ArgumentParser:

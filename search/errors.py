@@ -15,6 +15,18 @@ class UserError(ValueError):
     """A mistake in the input. The command prints the message on one line and exits with status 2."""
 
 
+class Stopped(KeyboardInterrupt):
+    """Somebody asked the program to end.
+
+    Attributes:
+        status: Exit status of a program that ends for this signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+    """
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.status = 128 + number
+
+
 class TrainingDiverged(RuntimeError):
     """A loss became infinite or not a number. A search goes on without the trial; a single training ends so."""
 

@@ -18,6 +18,7 @@ from sqlalchemy.engine import URL, make_url
 from ..errors import UserError, without_secrets
 from ..progress import duration
 from .run_folder import RunFolder
+from .signals import shielded
 
 
 TIMEOUT = 600.0
@@ -192,14 +193,17 @@ class PatientStorage(RDBStorage):
         started, pause = time.monotonic(), 0.1
         while True:
             try:
-                result = operation()
-            except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+                with shielded():
+                    result = operation()
+            except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.DBAPIError) as error:
+                if isinstance(error, sqlalchemy.exc.IntegrityError):
+                    raise  # which Optuna expects
                 cause = _database_error(error)
                 reason = without_secrets(str(cause.orig if cause else error).strip()).partition("\n")[0]
-                if not self.patient or not _passes(cause):
-                    if cause is not None and _is_full(str(cause)):
-                        raise UserError(f"storage {self.place}: {reason}") from None
+                if not self.patient or cause is None:
                     raise
+                if not _passes(cause):
+                    raise UserError(f"storage {self.place}: {reason}") from None
                 waited = time.monotonic() - started
                 if waited > self.timeout:
                     raise UserError(f"storage {self.place} was away for {duration(waited)}: {reason}") from None
@@ -291,7 +295,3 @@ def _passes(error: sqlalchemy.exc.DBAPIError | None) -> bool:
         return state[:2] in RETRY_STATES
     broken = isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError)
     return error.connection_invalidated or (broken and "authentication" not in str(error.orig))
-
-
-def _is_full(message: str) -> bool:
-    return any(words in message for words in ("disk is full", "readonly database", "disk I/O error"))
