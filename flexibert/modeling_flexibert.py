@@ -451,6 +451,10 @@ class FlexiBertForSequenceClassification(FlexiBertPreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
+            items = kwargs.get("num_items_in_batch")
+            if items is not None and self.config.problem_type != "single_label_classification":
+                # Here transformers (5.23) takes the mean over this batch, whatever the items of the others.
+                loss = loss * (labels.numel() / items)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -558,7 +562,11 @@ class FlexiBertForMultipleChoice(FlexiBertPreTrainedModel):
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         outputs = self.model(*(None if x is None else x.flatten(0, 1) for x in inputs), **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, choices)  # (B, choices)
-        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        loss = None
+        if labels is not None:
+            items = kwargs.get("num_items_in_batch")  # of all batches whose gradients are accumulated
+            loss = nn.functional.cross_entropy(logits, labels, reduction="mean" if items is None else "sum")
+            loss = loss if items is None else loss / items
         return MultipleChoiceModelOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
