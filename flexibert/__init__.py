@@ -8,8 +8,10 @@ from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
+    AutoModelForPreTraining,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTextEncoding,
     AutoModelForTokenClassification,
 )
 
@@ -43,6 +45,10 @@ for auto_class, model_class in (
 ):
     auto_class.register(FlexiBertConfig, model_class, exist_ok=True)
     model_class.register_for_auto_class(auto_class.__name__)
+
+# Other names for the same.
+AutoModelForTextEncoding.register(FlexiBertConfig, FlexiBertModel, exist_ok=True)
+AutoModelForPreTraining.register(FlexiBertConfig, FlexiBertForMaskedLM, exist_ok=True)
 
 __all__ = [
     "GRAPHS",

@@ -5,6 +5,7 @@ described without them, any read of an overridden global (`hidden_size`, say) ra
 layer is no attribute at all. Here each layer is its own thing, and the list is the only truth.
 """
 
+import sys
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -17,12 +18,27 @@ from .spec import Architecture, fingerprint, layers_to_dicts, parse_layers
 AUTO_MAP = {
     "AutoConfig": "configuration_flexibert.FlexiBertConfig",
     "AutoModel": "modeling_flexibert.FlexiBertModel",
+    "AutoModelForTextEncoding": "modeling_flexibert.FlexiBertModel",
+    "AutoModelForPreTraining": "modeling_flexibert.FlexiBertForMaskedLM",
     "AutoModelForMaskedLM": "modeling_flexibert.FlexiBertForMaskedLM",
     "AutoModelForSequenceClassification": "modeling_flexibert.FlexiBertForSequenceClassification",
     "AutoModelForTokenClassification": "modeling_flexibert.FlexiBertForTokenClassification",
     "AutoModelForQuestionAnswering": "modeling_flexibert.FlexiBertForQuestionAnswering",
     "AutoModelForMultipleChoice": "modeling_flexibert.FlexiBertForMultipleChoice",
 }
+
+PEFT_SIZES = {"n_embd": "embedding_size", "n_head": "num_attention_heads"}
+"""Sizes that PEFT needs for prompts, under the only names by which it looks for a width that is the embeddings'."""
+
+PEFT_TARGETS = {
+    "query": "query",
+    "key": "key",
+    "value": "value",
+    "output.dense": "output",
+    "attention.output.dense": "output",
+    "LayerNorm": "norm",
+}
+"""Name of a module in PEFT's defaults for BERT -> ours. Every layer has an "output", at least of its feed-forward."""
 
 BERT_MINI_LAYER = {
     "hidden_size": 256,
@@ -42,6 +58,9 @@ class FlexiBertConfig(PreTrainedConfig):
             that is not a list of layers raises `ValueError` with the path of the offending part.
         embedding_size (`int`, *optional*, defaults to the width of the first layer):
             Width of the embeddings. With tied embeddings it is also the width of the masked language modelling head.
+        prediction_size (`int`, *optional*):
+            Width of the masked language modelling head where its decoder is not tied to the embeddings. The default
+            is the width of the last layer; or of the embeddings, for a head that was tied when it was made.
         position_embedding_type (`str`, *optional*, defaults to `"absolute"`):
             `"absolute"` adds a learned table to the embeddings. `"relative_key"` (Shaw et al. 2018) and `"rotary"` act
             on the scores of self-attention and of attention graphs that end in a softmax over the keys.
@@ -68,6 +87,7 @@ class FlexiBertConfig(PreTrainedConfig):
     vocab_size: int = 30522
     layers: Any = None
     embedding_size: int | None = None
+    prediction_size: int | None = None
     max_position_embeddings: int = 512
     position_embedding_type: Literal["absolute", "relative_key", "rotary"] = "absolute"
     rotary_base: float | int = 10000.0
@@ -93,7 +113,9 @@ class FlexiBertConfig(PreTrainedConfig):
         self.layers = layers_to_dicts(layers)
         if self.embedding_size is None:
             self.embedding_size = layers[0].hidden_size
-        for name in ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size"):
+        if self.prediction_size is None:
+            self.prediction_size = self.embedding_size if self.tie_word_embeddings else layers[-1].hidden_size
+        for name in ("vocab_size", "embedding_size", "prediction_size", "max_position_embeddings", "type_vocab_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not accepted, expected a whole number from 1")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
@@ -105,8 +127,17 @@ class FlexiBertConfig(PreTrainedConfig):
             for index, layer in enumerate(layers):
                 if any(operation.mixes_padding for operation in layer.operations):
                     raise ValueError(f"unpad_inputs: true is not accepted, layers[{index}] has mix_padding")
-        self.auto_map = {**AUTO_MAP, **(self.auto_map or {})}
-        super().__post_init__(**kwargs)
+        self.auto_map = dict(AUTO_MAP) if self.auto_map is None else self.auto_map
+        super().__post_init__(**{name: value for name, value in kwargs.items() if name not in PEFT_SIZES})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data. PEFT asks for it and then looks up what it adapts by default, so this is where it is told."""
+        tell_peft(self.model_type)
+        return {**super().to_dict(), **{name: getattr(self, source) for name, source in PEFT_SIZES.items()}}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What is saved."""
+        return {name: value for name, value in super().to_diff_dict().items() if name not in PEFT_SIZES}
 
     def validate_layers(self):
         parse_layers(self.layers)
@@ -139,6 +170,15 @@ class FlexiBertConfig(PreTrainedConfig):
     def intermediate_size(self) -> int:
         """Width of the last layer's first feed-forward layer."""
         return self.layer_specs[-1].feed_forward[0]
+
+
+def tell_peft(model_type: str) -> None:
+    """Enters our modules into PEFT's tables of default targets, if PEFT is in use: as BERT's, and outputs."""
+    constants = sys.modules.get("peft.utils.constants")
+    for name, table in vars(constants).items() if constants is not None else ():
+        if name.endswith("_MODULES_MAPPING") and isinstance(table, dict) and "bert" in table:
+            targets = [PEFT_TARGETS.get(target, target) for target in table["bert"]]
+            table.setdefault(model_type, list(dict.fromkeys([*targets, "output"])))
 
 
 __all__ = ["FlexiBertConfig"]

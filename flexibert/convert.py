@@ -141,7 +141,8 @@ def _source_names(config: FlexiBertConfig) -> dict[str, tuple[str, ...]]:
         # The public code changes the width at the end of the layer before.
         names |= _weight_and_bias(f"layers.{index}.resize", f"encoder.layer.{index - 1}.output.proj_head")
     names |= _weight_and_bias("layers.0.resize", "embeddings.projection", "embeddings_project")
-    names |= _weight_and_bias("pooler", "classifier.dense", "pooler.dense")  # the pull request's head has its own
+    for pooler in ("pooler", "classifier.pooler"):
+        names |= _weight_and_bias(pooler, "classifier.dense", "pooler.dense")  # the pull request's head has its own
     names |= _weight_and_bias("classifier", "classifier.out_proj", "classifier")
     names |= _weight_and_bias("qa_outputs", "qa_outputs")
     names |= _weight_and_bias(

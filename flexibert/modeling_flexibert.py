@@ -87,7 +87,8 @@ class FlexiBertMixer(nn.Module):
         scores_positions = any(operation.scores_positions for operation in spec.operations)
         if config.position_embedding_type == "relative_key" and scores_positions:
             self.distance_embedding = nn.Embedding(2 * config.max_position_embeddings - 1, self.head_size)
-        self.output = nn.Linear(spec.mixing_size, spec.hidden_size) if spec.output_projection else nn.Identity()
+        # Not nn.Identity: adapters take "output" for a linear layer wherever there is one.
+        self.output = nn.Linear(spec.mixing_size, spec.hidden_size) if spec.output_projection else None
 
     def forward(
         self,
@@ -109,7 +110,9 @@ class FlexiBertMixer(nn.Module):
             mixed, attentions = self.mix_packed(inputs, hidden_states, context), None
         else:
             mixed, attentions = self.mix(inputs, hidden_states, context)
-        return self.output(mixed if output_indices is None else mixed.flatten(0, 1)[output_indices]), attentions
+        if output_indices is not None:
+            mixed = mixed.flatten(0, 1)[output_indices]
+        return mixed if self.output is None else self.output(mixed), attentions
 
     def mix_packed(
         self, inputs: dict[str, torch.Tensor], hidden_states: torch.Tensor, context: PackedContext
@@ -207,12 +210,31 @@ class FlexiBertPreTrainedModel(PreTrainedModel):
         "hidden_states": FlexiBertLayer,
         "attentions": FlexiBertMixer,
     }
+    # Names of tensors in other checkpoints, as regular expressions -> their names here.
+    _renamed_weights: dict[str, str] = {}
 
     def __init__(self, config: FlexiBertConfig, *args, **kwargs):
         self._masks_pairs = softmax_attention_only(config)
         # Flash attention takes no score bias, and nothing but softmax attention knows its unpadded batches.
         self._supports_flash_attn = config.position_embedding_type != "relative_key" and self._masks_pairs
         super().__init__(config, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, *args, key_mapping=None, output_loading_info: bool = False, **kwargs):
+        model, report = super().from_pretrained(
+            *args, key_mapping={**cls._renamed_weights, **(key_mapping or {})}, output_loading_info=True, **kwargs
+        )
+        # Else transformers (5.23) would save the model under the old names.
+        model._weight_conversions = [
+            conversion
+            for conversion in getattr(model, "_weight_conversions", None) or ()
+            if not set(conversion.source_patterns) & cls._renamed_weights.keys()
+        ]
+        model.untie(report["missing_keys"])
+        return (model, report) if output_loading_info else model
+
+    def untie(self, missing: set[str]) -> None:
+        """Fills what a checkpoint of a model with tied weights does not hold for one without; some heads can."""
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -225,6 +247,8 @@ class FlexiBertPreTrainedModel(PreTrainedModel):
 
 @auto_docstring
 class FlexiBertModel(FlexiBertPreTrainedModel):
+    _renamed_weights = {r"^classifier\.pooler\.": "pooler."}
+
     def __init__(self, config: FlexiBertConfig, add_pooling_layer: bool = True):
         r"""
         add_pooling_layer (`bool`, *optional*, defaults to `True`):
@@ -286,13 +310,14 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
             early = output_positions if self.pooler is None else None
             context = self.mixing_context(hidden_states, attention_mask, mask, position_ids)
             hidden_states = self.encode(hidden_states, context, early)
-        pooled = None if self.pooler is None else torch.tanh(self.pooler(self.pool(hidden_states, mask)))
+        pooled = None if self.pooler is None else torch.tanh(self.pooler(self.pool(hidden_states, attention_mask)))
         if output_positions is not None and hidden_states.dim() == 3:
             hidden_states = hidden_states.flatten(0, 1)[output_positions]
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
-    def pool(self, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """(B, L, D) -> (B, D): the first real token, or the mean over all of them; `mask` (B, L) is true there."""
+    def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """(B, L, D) -> (B, D): the first real token of each row, or the mean over all of them."""
+        mask = padding_mask(attention_mask, hidden_states.device)
         if self.config.classifier_pooling == "cls":
             if mask is None:
                 return hidden_states[:, 0]
@@ -356,11 +381,11 @@ def padding_mask(attention_mask: torch.Tensor | None, device) -> torch.Tensor | 
 
 
 class FlexiBertPredictionHead(nn.Module):
-    """(..., D) -> (..., E) of the last layer; tied embeddings need the embeddings' width, untied ones keep D."""
+    """(..., D) -> (..., E) of the last layer; E is `config.prediction_size`, of tied embeddings their width."""
 
     def __init__(self, config: FlexiBertConfig):
         super().__init__()
-        size = config.embedding_size if config.tie_word_embeddings else config.hidden_size
+        size = config.embedding_size if config.tie_word_embeddings else config.prediction_size
         self.dense = nn.Linear(config.hidden_size, size)
         self.activation = ACT2FN[config.hidden_act]
         self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
@@ -380,6 +405,14 @@ class FlexiBertForMaskedLM(FlexiBertPreTrainedModel):
         self.prediction_head = FlexiBertPredictionHead(config)
         self.lm_head = nn.Linear(self.prediction_head.dense.out_features, config.vocab_size)
         self.post_init()
+
+    @torch.no_grad()
+    def untie(self, missing: set[str]) -> None:
+        table = self.model.embeddings.word_embeddings.weight
+        known = "model.embeddings.word_embeddings.weight" not in missing and not table.is_meta
+        if known and "lm_head.weight" in missing and self.lm_head.weight.shape == table.shape:
+            self.lm_head.weight.copy_(table)
+            missing.discard("lm_head.weight")
 
     @can_return_tuple
     @auto_docstring
@@ -421,13 +454,31 @@ def classifier_dropout(config: FlexiBertConfig) -> Dropout:
     return Dropout(dropout)
 
 
+class FlexiBertClassifier(nn.Linear):
+    """The last linear layer of a head that sees a sequence as one state, behind BERT's pooler and dropout: (B, D) ->
+    (B, logits).
+
+    The pooler is a part of it, not of the encoder, because it is trained with it: so PEFT, which saves what is called
+    "classifier" beside an adapter, saves both.
+    """
+
+    def __init__(self, config: FlexiBertConfig, num_logits: int):
+        super().__init__(config.hidden_size, num_logits)
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = classifier_dropout(config)
+
+    def forward(self, state: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.dropout(torch.tanh(self.pooler(state))))
+
+
 @auto_docstring
 class FlexiBertForSequenceClassification(FlexiBertPreTrainedModel):
+    _renamed_weights = {r"^(model\.)?pooler\.": "classifier.pooler."}
+
     def __init__(self, config: FlexiBertConfig):
         super().__init__(config)
-        self.model = FlexiBertModel(config)
-        self.dropout = classifier_dropout(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.model = FlexiBertModel(config, add_pooling_layer=False)
+        self.classifier = FlexiBertClassifier(config, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -447,7 +498,7 @@ class FlexiBertForSequenceClassification(FlexiBertPreTrainedModel):
             Class indices, or numbers where `config.num_labels` is 1 (mean squared error).
         """
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
-        logits = self.classifier(self.dropout(outputs.pooler_output))  # (B, labels)
+        logits = self.classifier(self.model.pool(outputs.last_hidden_state, attention_mask))  # (B, labels)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
@@ -533,11 +584,12 @@ class FlexiBertForQuestionAnswering(FlexiBertPreTrainedModel):
 
 @auto_docstring
 class FlexiBertForMultipleChoice(FlexiBertPreTrainedModel):
+    _renamed_weights = {r"^(model\.)?pooler\.": "classifier.pooler."}
+
     def __init__(self, config: FlexiBertConfig):
         super().__init__(config)
-        self.model = FlexiBertModel(config)
-        self.dropout = classifier_dropout(config)
-        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.model = FlexiBertModel(config, add_pooling_layer=False)
+        self.classifier = FlexiBertClassifier(config, 1)
         self.post_init()
 
     @can_return_tuple
@@ -560,8 +612,10 @@ class FlexiBertForMultipleChoice(FlexiBertPreTrainedModel):
         """
         choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        outputs = self.model(*(None if x is None else x.flatten(0, 1) for x in inputs), **kwargs)
-        logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, choices)  # (B, choices)
+        input_ids, attention_mask, *rest = (None if x is None else x.flatten(0, 1) for x in inputs)
+        outputs = self.model(input_ids, attention_mask, *rest, **kwargs)
+        pooled = self.model.pool(outputs.last_hidden_state, attention_mask)
+        logits = self.classifier(pooled).view(-1, choices)  # (B, choices)
         loss = None
         if labels is not None:
             items = kwargs.get("num_items_in_batch")  # of all batches whose gradients are accumulated

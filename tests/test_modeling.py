@@ -11,9 +11,8 @@ from flexibert import FlexiBertConfig, FlexiBertForMaskedLM, FlexiBertModel, ope
 from flexibert.configuration_flexibert import AUTO_MAP
 
 
-HEADS = [
-    getattr(flexibert, name.split(".")[1]) for name in AUTO_MAP.values() if name.split(".")[1] != "FlexiBertConfig"
-]
+HEADS = [getattr(flexibert, name) for name in dict.fromkeys(name.split(".")[1] for name in AUTO_MAP.values())]
+HEADS.remove(FlexiBertConfig)
 POSITIONS = ["absolute", "relative_key", "rotary"]
 VOCAB_SIZE, BATCH, LENGTH, CHOICES = 64, 3, 11, 2
 
