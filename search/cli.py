@@ -100,6 +100,18 @@ def positive_float(text: str) -> float:
     return value
 
 
+def seconds(text: str) -> float:
+    """A duration: 90, 90s, 10m, 2h."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "s")
+    try:
+        value = float(number) * UNITS[unit]
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted, expected a duration above 0, as 90s, 10m or 2h")
+    return value
+
+
 def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
@@ -109,6 +121,7 @@ def seeds(text: str) -> tuple[int, ...]:
 
 
 RECIPE = "as in the recipe"
+UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 def _add_data(parser, recipe: bool) -> None:
@@ -268,6 +281,22 @@ def _add_run(commands) -> None:
     parser.add_argument("--supernet", metavar="DIR", help="super-network of the same recipe, see the command supernet")
     parser.add_argument(
         "--storage", help="Optuna storage URL, for workers on several machines; by default SQLite in the run folder"
+    )
+    parser.add_argument(
+        "--storage-timeout",
+        type=seconds,
+        default=600.0,
+        metavar="TIME",
+        help="how long a storage that is away is waited for, in seconds or as 10m or 2h",
+    )
+    parser.add_argument(
+        "--max-failures", type=positive, default=5, metavar="N", help="end when so many trials in a row failed"
+    )
+    parser.add_argument(
+        "--trial-timeout",
+        type=seconds,
+        metavar="TIME",
+        help="a trial that takes longer has failed, in seconds or as 30m or 2h",
     )
     group = parser.add_argument_group("objectives and limits")
     group.add_argument(

@@ -31,6 +31,10 @@ class TrainingDiverged(RuntimeError):
     """A loss became infinite or not a number. A search goes on without the trial; a single training ends so."""
 
 
+class TrialTooLong(RuntimeError):
+    """A trial took longer than it may. It has failed, and the search goes on."""
+
+
 class OutOfTime(Exception):
     """The time that was given for a search is over; what is being trained is left for another start."""
 

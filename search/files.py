@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all: written aside, then renamed."""
 
 import contextlib
+import itertools
 import os
 import shutil
 import socket
@@ -13,7 +14,13 @@ from safetensors import SafetensorError
 from .errors import UserError
 
 
-HOST = socket.gethostname().partition(".")[0]
+try:
+    _NAMESPACE = Path(os.readlink("/proc/self/ns/pid")).name.strip("pid:[]")
+except OSError:  # a system in which pids mean the same everywhere
+    _NAMESPACE = "0"
+
+HOST = f"{socket.gethostname().partition('.')[0]}-{_NAMESPACE}"
+"""Where a pid of this process means something: two containers may share a host name and a folder."""
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
@@ -35,10 +42,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for remains in folder.parent.glob(".*.partial"):
-        pid, _, host = remains.suffixes[-2][1:].partition("@") if len(remains.suffixes) > 1 else ("", "", "")
-        if remains.is_dir() and host == HOST and pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(remains, ignore_errors=True)
+    remove_partial(folder.parent)
     aside, replaced = _aside(folder), _aside(folder).with_suffix(".replaced")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
@@ -52,6 +56,18 @@ def replace_folder(folder: Path) -> Iterator[Path]:
             os.replace(replaced, folder)
         shutil.rmtree(replaced, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_partial(*folders: Path) -> None:
+    """Removes the half-written files and folders that killed processes of this machine left directly in folders."""
+    for remains in itertools.chain.from_iterable(folder.glob(".*.partial") for folder in folders):
+        pid, _, host = remains.suffixes[-2][1:].partition("@") if len(remains.suffixes) > 1 else ("", "", "")
+        if host != HOST or not pid.isdigit() or psutil.pid_exists(int(pid)):
+            continue
+        if remains.is_dir():
+            shutil.rmtree(remains, ignore_errors=True)
+        else:
+            remains.unlink(missing_ok=True)
 
 
 def check_place(folder: Path, mark: str, kind: str) -> None:

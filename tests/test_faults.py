@@ -1,5 +1,6 @@
 """Faults of a trial are data: which ones fail it, which end the search, and what workers do for one another."""
 
+import argparse
 import errno
 import os
 import random
@@ -16,6 +17,7 @@ from optuna.trial import TrialState, create_trial
 from safetensors import SafetensorError
 
 from flexibert.spec import fingerprint, layers_to_dicts
+from search import cli
 from search.errors import TrainingDiverged, UserError, without_secrets
 from search.progress import RunProgress
 from search.samplers import SAMPLERS, create_sampler
@@ -319,3 +321,45 @@ def test_no_secret_survives(text):
     shown = without_secrets(text)
     assert "hunter2" not in shown and "ter2" not in shown and "***" in shown
     assert without_secrets(shown) == shown
+
+
+# --- clocks -------------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_that_takes_too_long_has_failed(tmp_path):
+    calls = []
+
+    def evaluate(layers, folder, source=None, watch=None):
+        calls.append(fingerprint(layers))
+        if len(calls) == 2:
+            watch.deadlines = (watch.deadlines[0], 0.0)  # as if hours had gone by
+        watch.tick()
+        return {"score_percent": 1.0}
+
+    search = make_search(tmp_path, evaluate)
+    search.run(4, trial_timeout=3600.0)
+    [failed] = [trial for trial in search.study.trials if FAILURE in trial.user_attrs]
+    assert failed.user_attrs[FAILURE] == "the trial took longer than it may"
+    assert len(finished(search.study)) == 4 and len(set(calls)) == 5
+
+
+def test_what_is_written_after_a_trial_may_meet_a_full_disk(tmp_path):
+    def after_trial():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    search = make_search(tmp_path, lambda layers, folder, source: {"score_percent": 1.0})
+    search.after_trial = after_trial
+    with pytest.raises(UserError, match="No space left on device"):
+        search.run(4)
+    assert len(finished(search.study)) == 1 and len(search.study.trials) == 1
+
+
+@pytest.mark.parametrize("text, expected", [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200)])
+def test_durations(text, expected):
+    assert cli.seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "s", "0", "-1m", "inf", "nan", "10x", "1 0"])
+def test_what_is_no_duration(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not accepted"):
+        cli.seconds(text)

@@ -25,7 +25,7 @@ from ..evaluation.evaluator import Evaluator
 from ..evaluation.first_weights import FirstWeights, FromNearest, FromScratch, FromSupernet
 from ..evaluation.model_config import model_fields
 from ..evaluation.supernet import weights_digest
-from ..files import replace_file
+from ..files import replace_file, reported
 from ..metrics import GLUE_TASKS
 from ..progress import RunProgress, duration
 from ..recipe import Recipe, load_recipe
@@ -34,7 +34,7 @@ from ..samplers.base import Feasible
 from ..study.pruning import PRUNERS, create_pruner
 from ..study.run_folder import RunFolder
 from ..study.search import Search
-from ..study.storage import open_study
+from ..study.storage import open_study, study_name
 from ..study.trials import best_trial, finished
 from ..study.workers import this_worker
 from .common import Data, interpreter, load_data, override, start
@@ -65,7 +65,9 @@ def main(options) -> None:
     study = None
     if accelerator.is_main_process:
         url = options.storage or folder.storage
-        study = open_study(url, folder.name, identity(recipe, options), objectives)
+        name = study_name(folder, options.storage)
+        study = open_study(url, name, identity(recipe, options), objectives, timeout=options.storage_timeout)
+        folder.clean(study)
         study.pruner = pruner
         known, strange = enqueue_known(study, recipe.space, recipe.start_from)
     with RunProgress(recipe.trials, accelerator.is_main_process) as progress:
@@ -91,8 +93,15 @@ def main(options) -> None:
         if accelerator.is_main_process:
             if known or strange:
                 progress.say(f"{known} known encoders come first, {strange} are not in the space")
-            after_trial()  # a worker may have been killed before it came to that
-        search.run(recipe.trials, recipe.patience, hours=options.hours)
+            with reported(folder.best):
+                after_trial()  # a worker may have been killed before it came to that
+        search.run(
+            recipe.trials,
+            recipe.patience,
+            max_failures=options.max_failures,
+            hours=options.hours,
+            trial_timeout=options.trial_timeout,
+        )
     if accelerator.is_main_process:
         conclude(study, folder, finetuning_options(recipe, options))
 
@@ -192,8 +201,9 @@ def finetuning_options(recipe: Recipe, options) -> str:
 
 def conclude(study: optuna.Study, folder: RunFolder, finetuning: str) -> None:
     """Writes summary and report, and says what was found and what can be done with it."""
-    replace_file(folder.summary, json.dumps(summarise(study), indent=2, allow_nan=False))
-    write_report(study, folder.report)
+    with reported(folder.report):
+        replace_file(folder.summary, json.dumps(summarise(study), indent=2, allow_nan=False))
+        write_report(study, folder.report)
     best = best_trial(study)
     if best is None:
         raise UserError("no trial finished, there is no encoder to keep")

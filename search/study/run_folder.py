@@ -1,14 +1,16 @@
 """The folder of a run: which files lie where."""
 
+import filecmp
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
 from filelock import FileLock
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
-from ..files import replace_folder
+from ..errors import UserError
+from ..files import remove_partial, replace_file, replace_folder
 from ..samplers.trials import FINGERPRINT
 from .trials import best_trial
 
@@ -22,7 +24,7 @@ class RunFolder:
     """Where the parts of a run are.
 
     Attributes:
-        path: The folder itself; its name is the name of the study.
+        path: The folder itself; a new study gets its name.
     """
 
     path: Path
@@ -86,12 +88,40 @@ class RunFolder:
         return None if best is None else self.checkpoint(best)
 
     def keep_best(self, study: optuna.Study) -> None:
-        """Makes best/ a copy of the best trial, if that was trained here; one worker at a time looks and copies."""
+        """Makes best/ a whole copy of the best trial, if that was trained here, and mends what is missing or damaged
+        in it; one worker at a time looks and copies."""
         with FileLock(self.path / ".best.lock"):
             source = self.best_checkpoint(study)
-            if source is not None and not _equal_files(source / "config.json", self.best / "config.json"):
+            if source is not None and not _equal_folders(source, self.best):
                 with replace_folder(self.best) as aside:
                     shutil.copytree(source, aside, dirs_exist_ok=True)
+
+    def noted_name(self) -> str:
+        """The name of the study in a storage of its own, noted when the run began."""
+        note = self.path / ".study"
+        if not note.is_file():
+            replace_file(note, self.name)
+        return note.read_text(encoding="utf-8")
+
+    def clean(self, study: optuna.Study) -> None:
+        """Removes what killed workers left: folders of trials that ended without a result, and half-written ones.
+
+        Folders of trials that the study does not know are left alone; they come from no kill.
+
+        Raises:
+            UserError: The study is empty, but there are checkpoints.
+        """
+        folders = {int(path.name[:4]): path for path in self.trials.glob("[0-9][0-9][0-9][0-9]*-*")}
+        states = {trial.number: trial.state for trial in study.get_trials(deepcopy=False)}
+        if folders and not states:
+            raise UserError(
+                f"{self.path} holds {len(folders)} checkpoints, but its study is empty; give the --storage that they "
+                f"belong to, bring {self.study.name} back, or give another --name"
+            )
+        for number, folder in folders.items():
+            if states.get(number) in (TrialState.FAIL, TrialState.PRUNED):
+                shutil.rmtree(folder, ignore_errors=True)
+        remove_partial(self.path, self.trials)
 
 
 def training_folder(output: Path) -> Path:
@@ -99,6 +129,9 @@ def training_folder(output: Path) -> Path:
     return output.with_name(f"{output.name}.training")
 
 
-def _equal_files(first: Path, second: Path) -> bool:
-    """Whether both exist with the same bytes. No two trials of a study have the same configuration."""
-    return first.is_file() and second.is_file() and first.read_bytes() == second.read_bytes()
+def _equal_folders(first: Path, second: Path) -> bool:
+    """Whether the second holds every file of the first with the same bytes, and no other."""
+    files, others = ({path.relative_to(folder) for path in folder.rglob("*")} for folder in (first, second))
+    return files == others and all(
+        filecmp.cmp(first / name, second / name, shallow=False) for name in files if (first / name).is_file()
+    )

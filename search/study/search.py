@@ -93,6 +93,7 @@ class Search:
         self.after_trial = after_trial
         self.pruning = pruning
         self.deadline: float | None = None
+        self.trial_timeout: float | None = None
 
     def run(
         self,
@@ -100,6 +101,7 @@ class Search:
         patience: int | None = None,
         max_failures: int = MAX_FAILURES,
         hours: float | None = None,
+        trial_timeout: float | None = None,
     ) -> None:
         """Works until the study has so many trials that finished or were stopped, its own and other workers' together.
 
@@ -109,11 +111,13 @@ class Search:
             patience: Ends the search when so many trials in a row brought no better score.
             max_failures: Ends it when so many trials of this worker in a row failed.
             hours: Ends it after so much time; the trial at work is left for another start.
+            trial_timeout: Seconds after which a trial has failed.
 
         Raises:
             UserError: Too many failed, or an error that would meet every trial, see `faults.py`.
         """
         self.deadline = None if hours is None else time.monotonic() + 3600 * hours
+        self.trial_timeout = trial_timeout
         if not self.accelerator.is_main_process:
             self._follow()
             return
@@ -123,6 +127,8 @@ class Search:
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt)
             release_own(self.study, "the worker was stopped" if interrupted else reason(error))
+            if is_users(error) and not isinstance(error, UserError):  # after a trial, while something was written
+                raise UserError(reason(error)) from error
             raise
         self._broadcast(None)
 
@@ -235,9 +241,10 @@ class Search:
 
     def _watch(self, trial: optuna.Trial | None) -> dict[str, Watch]:
         """Who looks on at a trial, as an argument for `evaluate`; none where nobody may end it."""
-        if self.pruning is None and self.deadline is None:
+        if self.pruning is None and self.deadline is None and self.trial_timeout is None:
             return {}
-        return {"watch": Watch(trial, self.pruning, self.deadline, self._broadcast)}
+        trial_deadline = None if self.trial_timeout is None else time.monotonic() + self.trial_timeout
+        return {"watch": Watch(trial, self.pruning, self.deadline, trial_deadline, self._broadcast)}
 
     def _source(self, layers: Architecture) -> Path | None:
         """The checkpoint that the candidate starts from, among those that this machine has."""

@@ -6,6 +6,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import partial, wraps
 from typing import Any
 
@@ -80,11 +81,30 @@ def open_run(folder: RunFolder, url: str | None = None) -> optuna.Study:
     """
     if url is None and not folder.study.is_file():
         raise UserError(f"{folder.path} is no run folder: it has no study.db; for another storage give --storage")
+    name = study_name(folder, url)
     url = url or folder.storage
     try:
-        return optuna.load_study(study_name=folder.name, storage=open_storage(url))
+        return optuna.load_study(study_name=name, storage=open_storage(url))
     except KeyError:
-        raise UserError(f"{shown(url)} holds no study named {folder.name!r}") from None
+        raise UserError(f"{shown(url)} holds no study named {name!r}") from None
+
+
+def study_name(folder: RunFolder, url: str | None) -> str:
+    """The name of a run's study: that of the folder when the study began, though the folder was renamed since.
+
+    Args:
+        url: Storage, where it is another than the file in the folder.
+    """
+    if url is not None:
+        return folder.noted_name()
+    if not folder.study.is_file():
+        return folder.name
+    try:
+        with closing(sqlite3.connect(f"{folder.study.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            names = [name for (name,) in connection.execute("SELECT study_name FROM studies")]
+    except sqlite3.Error:  # empty so far, or damaged, which is told when it is opened
+        return folder.name
+    return names[0] if len(names) == 1 else folder.name
 
 
 def _stored_identity(study: optuna.Study) -> dict[str, Any]:

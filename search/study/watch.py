@@ -10,7 +10,7 @@ from typing import Any
 
 import optuna
 
-from ..errors import OutOfTime
+from ..errors import OutOfTime, TrialTooLong
 from ..samplers.trials import STOPPED
 from .pruning import Pruning, rungs
 
@@ -21,7 +21,8 @@ class Watch:
     Args:
         trial: None on processes that are not the main one.
         pruning: What the pruner of the study compares; None where there is none.
-        deadline: On the clock of `time.monotonic`, None for no end; whether it is None is the same on all processes.
+        deadline: Of the search, on the clock of `time.monotonic`; None for no end.
+        trial_deadline: Of this trial, likewise. Whether either is None is the same on all processes.
         broadcast: Gives every process what the main one has.
     """
 
@@ -30,11 +31,12 @@ class Watch:
         trial: optuna.Trial | None = None,
         pruning: Pruning | None = None,
         deadline: float | None = None,
+        trial_deadline: float | None = None,
         broadcast: Callable[[Any], Any] = lambda message: message,
     ):
         self.trial = trial
         self.pruning = pruning
-        self.deadline = deadline
+        self.deadlines = (deadline, trial_deadline)
         self.broadcast = broadcast
 
     def rungs(self, steps: int) -> tuple[int, ...]:
@@ -80,8 +82,13 @@ class Watch:
 
         Raises:
             OutOfTime: The search has to end.
+            TrialTooLong: The trial has to, which counts as a failure.
         """
-        if self.deadline is None:
+        if self.deadlines == (None, None):
             return
-        if self.broadcast(time.monotonic() > self.deadline):
+        now = time.monotonic()
+        search_over, trial_over = self.broadcast([end is not None and now > end for end in self.deadlines])
+        if search_over:
             raise OutOfTime
+        if trial_over:
+            raise TrialTooLong("the trial took longer than it may")
