@@ -219,7 +219,7 @@ class TestContract:
             study = new_study(directions=directions, sampler=create(name, space, objectives=2))
         except UserError as error:
             assert name in ("opnas", "evolution")
-            assert str(error) == f"sampler {name} searches for one objective, not for 2"
+            assert str(error) == f"--objectives: the sampler {name} searches for one objective"
             return
         for _ in range(5):
             layers, trial = propose(study, space)

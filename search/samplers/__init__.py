@@ -96,7 +96,7 @@ def create_sampler(
 
     first = create(space, seed)  # options are checked now, not when the data have been loaded
     if objectives > 1 and isinstance(first, PopulationSampler):
-        raise UserError(f"sampler {name} searches for one objective, not for {objectives}")
+        raise UserError(f"--objectives: the sampler {name} searches for one objective")
     if hierarchy_trials is None:
         return ReseededSampler(space, partial(create, space), seed, feasible)
 
