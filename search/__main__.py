@@ -1,4 +1,4 @@
-"""`python -m search`, `accelerate launch -m search` and `accelerate launch search`."""
+"""`flexibert-search`, `python -m search`, `accelerate launch -m search` and `accelerate launch search`."""
 
 import sys
 import warnings
@@ -11,7 +11,12 @@ if not __package__:  # started as a folder: the folder itself stands first on th
 from search.cli import main  # noqa: E402
 
 
-if __name__ == "__main__":
+def command() -> int:
+    """The console script."""
     # Without the file and the line of code, which tell a user nothing.
     warnings.formatwarning = lambda message, *place, **more: f"search: warning: {message}\n"
-    sys.exit(main())
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -1,9 +1,12 @@
 """The command: its options. What each sub-command does is in `commands/`."""
 
 import argparse
+import codecs
 import importlib
+import io
 import os
 import sys
+import unicodedata
 from collections.abc import Sequence
 
 from .cost import COSTS, SCORE, limit_option
@@ -27,6 +30,7 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, 2 where the user made a mistake or chose a learning rate too high to train, or 128
     and the number of the signal that stopped it."""
+    speak_plainly()
     try:
         with stoppable():
             options = build_parser().parse_args(arguments)
@@ -39,6 +43,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             print("search: stopped; the same command goes on from here", file=sys.stderr)
         return getattr(stop, "status", 130)
+
+
+def speak_plainly() -> None:
+    """Lets a terminal that knows few characters show others like them, instead of ending in an error."""
+    codecs.register_error("plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # tests and notebooks have others, which take anything
+            stream.reconfigure(errors="plain")
+
+
+PLAIN = {"\N{MULTIPLICATION SIGN}": "x", "\N{RIGHTWARDS ARROW}": "->", "\N{EN DASH}": "-", "\N{PLUS-MINUS SIGN}": "+-"}
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """An error handler of codecs: what looks most like the characters that cannot be shown."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = "".join(PLAIN.get(character, character) for character in error.object[error.start : error.end])
+    shown = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return shown or "?" * len(text), error.end
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -298,6 +322,7 @@ def _add_run(commands) -> None:
         metavar="TIME",
         help="a trial that takes longer has failed, in seconds or as 30m or 2h",
     )
+    _add_json(parser, "the summary at the end, and nothing else to standard output,")
     group = parser.add_argument_group("objectives and limits")
     group.add_argument(
         "--objectives",
@@ -316,6 +341,10 @@ def _add_run(commands) -> None:
     _add_tasks(parser, recipe=True)
     _add_budget(parser, recipe=True)
     _add_training(parser, trackers=False)
+
+
+def _add_json(parser, what: str) -> None:
+    parser.add_argument("--json", action="store_true", help=f"print {what} as JSON")
 
 
 def _add_supernet(commands) -> None:
@@ -375,6 +404,7 @@ def _add_report(commands) -> None:
     parser = _command(commands, "report", "write tables and pictures of a run again")
     parser.add_argument("run_folder", metavar="RUN", help="run folder, for instance runs/quickstart")
     parser.add_argument("--storage", help="Optuna storage URL, where the run used one")
+    _add_json(parser, "the summary, instead of the paths of what was written,")
 
 
 def _add_publish(commands) -> None:
@@ -388,5 +418,9 @@ def _add_publish(commands) -> None:
 def _add_list(commands) -> None:
     parser = _command(commands, "list", "list recipes, samplers, tasks and named architectures")
     parser.add_argument(
-        "what", nargs="?", choices=("recipes", "samplers", "tasks", "operations", "architectures"), help="only these"
+        "what",
+        nargs="?",
+        choices=("recipes", "samplers", "pruners", "tasks", "operations", "architectures"),
+        help="only these",
     )
+    _add_json(parser, "the same")

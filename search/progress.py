@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -13,10 +14,11 @@ class RunProgress:
     Args:
         trials: How many trials the search is to have, 0 where there is no search.
         enabled: False on all processes but the main one, which print nothing.
+        file: Where to, standard output by default.
     """
 
-    def __init__(self, trials: int = 0, enabled: bool = True):
-        self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    def __init__(self, trials: int = 0, enabled: bool = True, file: TextIO | None = None):
+        self.console = Console(file=file or sys.stdout, highlight=False, soft_wrap=True)
         self.live = enabled and self.console.is_terminal
         self.enabled = enabled
         self.trials = trials

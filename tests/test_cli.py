@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -10,8 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import validate_repo_id
 
 from search.cli import main
+from search.commands.run import next_commands
+from search.study.run_folder import RunFolder
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,6 +120,10 @@ def test_a_search_leaves_a_run_folder_and_says_what_to_try(tmp_path, recipe):
     assert published.returncode == 0 and "Nothing was uploaded" in published.stdout
     again = command("report", str(folder))
     assert again.returncode == 0 and "report.md" in again.stdout
+    told = command("report", str(folder), "--json")
+    assert json.loads(told.stdout) == json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    once_more = command("run", "--recipe", recipe, "--runs", str(tmp_path / "runs"), "--json")
+    assert json.loads(once_more.stdout)["best"] == summary["best"]
     scores = command(
         "finetune", "--model", str(folder / "best"), "--tasks", "word_order", "--corpus", recipe_corpus(recipe),
         "--max-train-examples", "32", "--epochs", "1", "--max-length", "32", "--output", str(tmp_path / "fine"),
@@ -314,6 +323,63 @@ def test_list_names_what_there_is(capsys):
     text = capsys.readouterr().out
     for name in ("quickstart", "flexibert", "tpe", "cola", "word_order", "dynamic_convolution", "bert-mini"):
         assert name in text
+
+
+def test_list_fits_a_terminal_and_a_program(capsys):
+    assert main(["list"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert main(["list", "--json"]) == 0
+    tables = json.loads(capsys.readouterr().out)
+    assert set(tables) == {"recipes", "samplers", "pruners", "tasks", "operations", "architectures"}
+    for table in tables.values():
+        for name, description in table.items():
+            assert name in text and description.split()[0] in text
+    assert main(["list", "pruners", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["pruners"]
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "two words", "it's", 'a "quoted" $HOME', "semi;colon & more", "-dash", "äß"]
+)
+def test_what_to_try_next_can_be_pasted_into_a_shell(tmp_path, name):
+    folder = RunFolder(tmp_path / name)
+    load, finetune, publish = next_commands(folder, "--tasks 'my task.csv'")
+    for line in (load, finetune, publish):
+        words = shlex.split(line.split("it  ", 1)[1])
+        shown = subprocess.run(["sh", "-c", f"printf '%s\\n' {shlex.join(words)}"], capture_output=True, text=True)
+        assert shown.stdout.splitlines() == words
+    assert repr(str(folder.best)) in shlex.split(load.split("it  ", 1)[1])[2]
+    compile(shlex.split(load.split("it  ", 1)[1])[2], "code", "exec")
+    assert shlex.split(finetune.split("it  ", 1)[1])[4:] == ["--model", str(folder.best), "--tasks", "my task.csv"]
+    words = shlex.split(publish.split("it  ", 1)[1])
+    assert words[4] == str(folder.best)
+    validate_repo_id(words[6])
+
+
+def test_terminals_that_know_few_characters(tmp_path):
+    """A run folder of another alphabet, numbers with signs: shown as well as can be, never a traceback."""
+    code = "import search.cli as c; c.speak_plainly();print('2 \u00d7 128 \u2192 \u00e4\u00e9 \u65e5 \u2013 \u00b1')"
+    for encoding in ("ascii", "ascii:strict", "latin-1"):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, env=environment(PYTHONIOENCODING=encoding, LANG="C")
+        )
+        assert done.returncode == 0, done.stderr
+        text = done.stdout.decode("latin-1")
+        assert "128 -> " in text and "?" in text
+    assert done.stdout.decode("latin-1").startswith("2 × 128")
+    done = command("list", "architectures", env={"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C"})
+    assert done.returncode == 0 and "bert-mini" in done.stdout
+    missing = command("report", str(tmp_path / "über"), env={"PYTHONIOENCODING": "ascii", "LANG": "C"})
+    assert missing.returncode == 2 and "Traceback" not in missing.stderr and "is no run folder" in missing.stderr
+
+
+def test_the_console_script_is_the_command():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    module, function = re.search(r'^flexibert-search = "([\w.]+):(\w+)"$', project, re.MULTILINE).groups()
+    code = f"import sys, {module} as m; sys.argv = ['flexibert-search', 'list', 'pruners']; sys.exit(m.{function}())"
+    done = command("-c", code, launcher=())
+    assert done.returncode == 0 and "wilcoxon" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["run", "pretrain", "finetune", "report", "publish", "list"])

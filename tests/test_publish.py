@@ -370,6 +370,32 @@ def test_push(own, hub):
     assert text.startswith("Uploaded 12 files") and text.endswith("https://hub.example/me/tiny/commit/1")
 
 
+@pytest.mark.parametrize(
+    "status, message",
+    [
+        (401, r"^https://hub.example wants to know who uploads me/tiny: run `hf auth login`, or set HF_TOKEN"),
+        (403, r"^https://hub.example does not let this token write to me/tiny"),
+    ],
+)
+def test_without_a_token_it_says_what_to_do(own, hub, status, message):
+    hub.error = OSError("Client Error")
+    hub.error.response = SimpleNamespace(status_code=status)
+    with pytest.raises(UserError, match=message) as error:
+        push(own, "me/tiny", private=True, dry_run=False)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, "0.0001"), (torch.bfloat16, "0.05")])
+def test_the_card_states_the_tolerance_of_the_golden_logits(tmp_path, tokenizer, dtype, tolerance):
+    save_checkpoint(build().to(dtype), tokenizer, tmp_path / "model", FACTS)
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert f"differ by more than {tolerance} is damaged" in " ".join(card.split())
+    model = FlexiBertForMaskedLM.from_pretrained(tmp_path / "model", attn_implementation="eager")
+    golden = load_file(tmp_path / "model" / "golden.safetensors")
+    logits = model.eval()(golden["input_ids"], attention_mask=golden["attention_mask"]).logits[:, GOLDEN_TOKEN]
+    assert (logits.float() - golden["logits"].float()).abs().max() <= float(tolerance)
+
+
 def test_refusal_of_the_hub_is_one_line(own, hub):
     hub.error = OSError("401 Client Error\nLong explanation")
     with pytest.raises(UserError, match=r"^https://hub.example did not take me/tiny: 401 Client Error$"):

@@ -53,7 +53,7 @@ def verify(folder: Path) -> float:
 
     Returns:
         The largest absolute difference: 0.0 where the logits are equal to the last bit, as they are with the torch and
-        on the kind of processor that saved them; others may round differently.
+        on the kind of processor that saved them; others may round differently, by `model_card.golden_tolerance`.
 
     Raises:
         UserError: The folder is no checkpoint, or has no golden logits.

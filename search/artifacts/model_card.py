@@ -25,6 +25,10 @@ from . import describe
 TEMPLATE = resources.files(__package__) / "model_card.md"
 
 
+TOLERANCES = {"float32": 1e-4, "float64": 1e-4, "bfloat16": 0.05, "float16": 0.01}
+"""What golden logits may differ by on another machine, by the dtype of the weights."""
+
+
 @dataclass(frozen=True)
 class Score:
     """One number of a model card, and what it was measured on.
@@ -149,7 +153,13 @@ def render_card(folder: Path, card: CardFacts) -> ModelCard:
         search=card.search,
         results=_score_table(card.scores) if card.scores else "",
         fact_table=_fact_table,
+        tolerance=f"{golden_tolerance(config):g}",
     )
+
+
+def golden_tolerance(config: FlexiBertConfig) -> float:
+    """What the golden logits of a checkpoint may differ by on another machine."""
+    return TOLERANCES.get(str(config.dtype or "float32").removeprefix("torch."), TOLERANCES["float32"])
 
 
 def _fact_table(facts: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ import glob
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import UserError
@@ -41,6 +41,16 @@ def push(folder: Path, repo_id: str, private: bool, dry_run: bool = True) -> str
             commit_message=f"Upload {folder.resolve().name}",
         )
     except Exception as error:  # of huggingface_hub, its HTTP client or the system, each with classes of its own
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status == 401 or isinstance(error, LocalTokenNotFoundError):
+            raise UserError(
+                f"{api.endpoint} wants to know who uploads {repo_id}: run `hf auth login`, or set HF_TOKEN, with a "
+                f"token of {api.endpoint}/settings/tokens that may write"
+            ) from error
+        if status == 403:
+            raise UserError(
+                f"{api.endpoint} does not let this token write to {repo_id}; see `hf auth whoami`"
+            ) from error
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"{api.endpoint} did not take {repo_id}: {reason}") from error
     return "\n".join([f"Uploaded {what}:", *lines, f"  {commit.commit_url}"])

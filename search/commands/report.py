@@ -14,6 +14,7 @@ def main(options) -> None:
     folder = RunFolder(Path(options.run_folder))
     study = open_run(folder, options.storage)
     with reported(folder.report):
-        replace_file(folder.summary, json.dumps(summarise(study), indent=2, allow_nan=False))
+        summary = json.dumps(summarise(study), indent=2, allow_nan=False)
+        replace_file(folder.summary, summary)
         paths = write_report(study, folder.report)
-    print(*paths, sep="\n")
+    print(summary if options.json else "\n".join(map(str, paths)))

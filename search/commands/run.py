@@ -1,7 +1,9 @@
 """Searches: the main job."""
 
 import json
+import re
 import shlex
+import sys
 from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -70,7 +72,7 @@ def main(options) -> None:
         folder.clean(study)
         study.pruner = pruner
         known, strange = enqueue_known(study, recipe.space, recipe.start_from)
-    with RunProgress(recipe.trials, accelerator.is_main_process) as progress:
+    with RunProgress(recipe.trials, accelerator.is_main_process, sys.stderr if options.json else None) as progress:
         evaluator = build_evaluator(recipe, options, accelerator, progress, folder)
         weights = evaluator.first_weights
 
@@ -103,7 +105,7 @@ def main(options) -> None:
             trial_timeout=options.trial_timeout,
         )
     if accelerator.is_main_process:
-        conclude(study, folder, finetuning_options(recipe, options))
+        conclude(study, folder, finetuning_options(recipe, options), options.json)
 
 
 def limits(options) -> dict[str, float]:
@@ -199,14 +201,18 @@ def finetuning_options(recipe: Recipe, options) -> str:
     return " ".join(f"{option} {shlex.quote(value)}" for option, value in given.items() if value is not None)
 
 
-def conclude(study: optuna.Study, folder: RunFolder, finetuning: str) -> None:
+def conclude(study: optuna.Study, folder: RunFolder, finetuning: str, as_json: bool) -> None:
     """Writes summary and report, and says what was found and what can be done with it."""
     with reported(folder.report):
-        replace_file(folder.summary, json.dumps(summarise(study), indent=2, allow_nan=False))
+        summary = json.dumps(summarise(study), indent=2, allow_nan=False)
+        replace_file(folder.summary, summary)
         write_report(study, folder.report)
     best = best_trial(study)
     if best is None:
         raise UserError("no trial finished, there is no encoder to keep")
+    if as_json:
+        print(summary)
+        return
     metrics = best.user_attrs["metrics"]
     trials = finished(study)
     seconds = sum(trial.duration.total_seconds() for trial in trials)
@@ -214,25 +220,36 @@ def conclude(study: optuna.Study, folder: RunFolder, finetuning: str) -> None:
     if folder.checkpoint(best) is None and host != this_worker()["host"]:
         print(f"the best of {len(trials)} trials, {best.number}, was trained on {host}; its checkpoint is there")
         return
-    checkpoint, python = folder.best, interpreter()
-    load = (
-        f"from transformers import pipeline; fill = pipeline('fill-mask', '{checkpoint}', trust_remote_code=True); "
-        "print(fill('The result is a [MASK].'.replace('[MASK]', fill.tokenizer.mask_token)))"
-    )
     lines = [
         "",
         f"Found in {len(trials)} trials and {duration(seconds)} of training:",
         f"  trial {best.number}, architecture {best.user_attrs['fingerprint']}, score {metrics[SCORE]:.2f} %, "
         f"{metrics['parameters']:,} parameters",
         describe(parse_layers(best.user_attrs["layers"])),
-        f"  checkpoint {checkpoint}, report {folder.report / 'report.md'}",
+        f"  checkpoint {folder.best}, report {folder.report / 'report.md'}",
         "",
         "Try next:",
-        f'  load it       {python} -c "{load}"',
-        f"  fine-tune it  {python} -m search finetune --model {checkpoint} {finetuning}",
-        f"  publish it    {python} -m search publish {checkpoint} --repo-id YOUR_NAME/{folder.name} --push",
+        *next_commands(folder, finetuning),
     ]
     print("\n".join(lines))
+
+
+def next_commands(folder: RunFolder, finetuning: str) -> list[str]:
+    """What can be done with the best encoder, to be pasted into a shell whatever its path holds."""
+    checkpoint, python = shlex.quote(str(folder.best)), shlex.quote(interpreter())
+    code = (
+        "from transformers import pipeline; "
+        f"fill = pipeline('fill-mask', {str(folder.best)!r}, trust_remote_code=True); "
+        "print(fill('The result is a [MASK].'.replace('[MASK]', fill.tokenizer.mask_token)))"
+    )
+    # In double quotes, which reads better, as long as nothing in it means something to a shell there.
+    load = shlex.quote(code) if set(code) & set('"\\$`!') else f'"{code}"'
+    repository = re.sub(r"[^\w.-]+", "-", folder.name, flags=re.ASCII).strip("-.") or "encoder"
+    return [
+        f"  load it       {python} -c {load}",
+        f"  fine-tune it  {python} -m search finetune --model {checkpoint} {finetuning}",
+        f"  publish it    {python} -m search publish {checkpoint} --repo-id YOUR_NAME/{repository} --push",
+    ]
 
 
 def describe(layers) -> str:
