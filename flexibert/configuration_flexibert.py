@@ -5,13 +5,32 @@ described without them, any read of an overridden global (`hidden_size`, say) ra
 layer is no attribute at all. Here each layer is its own thing, and the list is the only truth.
 """
 
+import functools
+import numbers
 import sys
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from .spec import Architecture, fingerprint, layers_to_dicts, parse_layers
+from .attention_graph import show
+from .spec import MAX_WIDTH, Architecture, fingerprint, layers_to_dicts, parse_layers
+
+
+MAX_PARAMETERS = 10_000_000_000
+"""A configuration whose model would have more is refused; assign to it to allow more. Loading an unknown checkpoint
+should not end with a machine out of memory."""
+
+# What a field may be. The bound of labels is the number of names that transformers makes for them.
+LIMITS = {
+    "vocab_size": (1, 1 << 24),
+    "embedding_size": (1, MAX_WIDTH),
+    "prediction_size": (1, MAX_WIDTH),
+    "max_position_embeddings": (1, 1 << 24),
+    "type_vocab_size": (1, 1 << 16),
+    "num_labels": (0, 1 << 16),
+}
 
 
 # A checkpoint opens with every head, also where this package is not installed.
@@ -115,20 +134,37 @@ class FlexiBertConfig(PreTrainedConfig):
             self.embedding_size = layers[0].hidden_size
         if self.prediction_size is None:
             self.prediction_size = self.embedding_size if self.tie_word_embeddings else layers[-1].hidden_size
-        for name in ("vocab_size", "embedding_size", "prediction_size", "max_position_embeddings", "type_vocab_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not accepted, expected a whole number from 1")
+        values = {name: kwargs.get(name) if name == "num_labels" else getattr(self, name) for name in LIMITS}
+        for name, (least, most) in LIMITS.items():
+            value = values[name]
+            whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+            if value is not None and not (whole and least <= value <= most):
+                expected = f"expected a whole number from {least} to {most}"
+                raise ValueError(f"{name}: {show(value)} is not accepted, {expected}")
+        for name in ("id2label", "label2id"):
+            table = getattr(self, name)
+            if table is not None and not (isinstance(table, dict) and len(table) <= LIMITS["num_labels"][1]):
+                expected = f"expected an object of up to {LIMITS['num_labels'][1]} labels"
+                raise ValueError(f"{name}: {show(table)} is not accepted, {expected}")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             if not 0 <= (getattr(self, name) or 0) <= 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not accepted, expected a number from 0 to 1")
-        if not self.rotary_base > 0:
-            raise ValueError(f"rotary_base: {self.rotary_base} is not accepted, expected a number above 0")
+                raise ValueError(f"{name}: {show(getattr(self, name))} is not accepted, expected a number from 0 to 1")
+        for name in ("rotary_base", "layer_norm_eps"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}: {show(getattr(self, name))} is not accepted, expected a number above 0")
+        if not 0 <= self.initializer_range < float("inf"):
+            raise ValueError(f"initializer_range: {show(self.initializer_range)} is not accepted, expected at least 0")
+        if self.pad_token_id is not None and not -self.vocab_size <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"pad_token_id: {show(self.pad_token_id)} is not accepted, expected a token of the {self.vocab_size}"
+            )
         if self.unpad_inputs:
             for index, layer in enumerate(layers):
                 if any(operation.mixes_padding for operation in layer.operations):
                     raise ValueError(f"unpad_inputs: true is not accepted, layers[{index}] has mix_padding")
         self.auto_map = dict(AUTO_MAP) if self.auto_map is None else self.auto_map
         super().__post_init__(**{name: value for name, value in kwargs.items() if name not in PEFT_SIZES})
+        self.check_size()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data. PEFT asks for it and then looks up what it adapts by default, so this is where it is told."""
@@ -141,6 +177,33 @@ class FlexiBertConfig(PreTrainedConfig):
 
     def validate_layers(self):
         parse_layers(self.layers)
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the encoder with its embeddings, without pooler and heads; counted without building it."""
+        embeddings = self.vocab_size + self.type_vocab_size + 2  # rows of embedding_size; the norm has two
+        if self.position_embedding_type == "absolute":
+            embeddings += self.max_position_embeddings
+        count, width = embeddings * self.embedding_size, self.embedding_size
+        for index, layer in enumerate(self.layer_specs):
+            count += layer.num_parameters
+            if width != layer.hidden_size or (self.project_embeddings and index == 0):
+                count += (width + 1) * layer.hidden_size
+            scores_positions = any(operation.scores_positions for operation in layer.operations)
+            if self.position_embedding_type == "relative_key" and scores_positions:
+                count += (2 * self.max_position_embeddings - 1) * layer.resolved_head_size
+            width = layer.hidden_size
+        return count
+
+    def check_size(self) -> None:
+        """Raises ValueError with the number if the model would have more than `MAX_PARAMETERS`."""
+        decoder = 0 if self.tie_word_embeddings else self.vocab_size * self.prediction_size
+        count = self.num_parameters + max(decoder, self.num_labels * self.hidden_size)
+        if count > MAX_PARAMETERS:
+            raise ValueError(
+                f"layers: the model would have {count:,} parameters, accepted are up to {MAX_PARAMETERS:,} "
+                "(flexibert.configuration_flexibert.MAX_PARAMETERS)"
+            )
 
     @property
     def layer_specs(self) -> Architecture:
@@ -180,5 +243,23 @@ def tell_peft(model_type: str) -> None:
             targets = [PEFT_TARGETS.get(target, target) for target in table["bert"]]
             table.setdefault(model_type, list(dict.fromkeys([*targets, "output"])))
 
+
+_init = FlexiBertConfig.__init__
+
+
+@functools.wraps(_init)
+def _init_in_one_line(self, *args, **kwargs):
+    """Whatever part of transformers trips over a value, what comes is a ValueError of one line."""
+    try:
+        _init(self, *args, **kwargs)
+    except ValueError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        text = text if isinstance(error, StrictDataclassError) else f"configuration: {text}"
+        raise ValueError(text if len(text) <= 400 else f"{text[:400]} ...") from None
+
+
+FlexiBertConfig.__init__ = _init_in_one_line  # type: ignore[method-assign]
 
 __all__ = ["FlexiBertConfig"]

@@ -214,6 +214,9 @@ class FlexiBertPreTrainedModel(PreTrainedModel):
     _renamed_weights: dict[str, str] = {}
 
     def __init__(self, config: FlexiBertConfig, *args, **kwargs):
+        config.check_size()  # layers may have been changed since
+        if config.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act: {config.hidden_act!r} is not accepted, known: {', '.join(ACT2FN)}")
         self._masks_pairs = softmax_attention_only(config)
         # Flash attention takes no score bias, and nothing but softmax attention knows its unpadded batches.
         self._supports_flash_attn = config.position_embedding_type != "relative_key" and self._masks_pairs

@@ -127,6 +127,10 @@ class OperationSpec:
         """The graph of primitives that the operation runs, None where it is none."""
         return None
 
+    def num_parameters(self, layer: "LayerSpec") -> int:
+        """How many parameters the operation's module has, without the projections that it reads."""
+        return 0
+
     def split_taps(self, parameter: str, shape: Sequence[int]) -> tuple[tuple[int, ...], int | None]:
         """The shape of a parameter of the module with the taps in a dimension of their own, and that dimension."""
         if parameter not in self.taps:
@@ -168,6 +172,9 @@ class SelfAttention(OperationSpec):
     @property
     def name(self) -> str:
         return f"self-attention ({self.similarity.replace('_', ' ')})"
+
+    def num_parameters(self, layer: "LayerSpec") -> int:
+        return layer.resolved_head_size**2 if self.similarity == "weighted_multiplicative" else 0
 
     @property
     def scores_positions(self) -> bool:
@@ -257,6 +264,14 @@ class DynamicConvolution(OperationSpec):
     def name(self) -> str:
         return f"dynamic convolution (kernel {self.kernel_size})"
 
+    def num_parameters(self, layer: "LayerSpec") -> int:
+        width = self.projected_heads * layer.resolved_head_size
+        channels = layer.hidden_size if self.source == "layer" else width
+        kernels = self.projected_heads * self.kernel_size
+        value = {(True, "layer"): layer.hidden_size, (False, "head"): width}.get((self.mixed_attention, self.source))
+        count = channels * self.kernel_size + (channels + 1) * width + (width + 1) * kernels
+        return count if value is None else count + (value + 1) * width
+
     @property
     def inputs(self) -> tuple[str, ...]:
         if self.source == "layer" and not self.mixed_attention:
@@ -291,6 +306,9 @@ class LightweightConvolution(OperationSpec):
     @property
     def name(self) -> str:
         return f"lightweight convolution (kernel {self.kernel_size})"
+
+    def num_parameters(self, layer: "LayerSpec") -> int:
+        return self.num_heads * self.kernel_size
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -396,6 +414,17 @@ class LayerSpec:
     def mixing_size(self) -> int:
         """Width of the concatenated heads."""
         return self.num_heads * self.resolved_head_size
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the layer, without a change of width before it and a table of relative positions in it."""
+        projected = sum(len(operation.inputs) * operation.projected_heads for operation in self.operations)
+        count = projected * self.resolved_head_size * (self.hidden_size + 1)
+        count += sum(operation.num_parameters(self) for operation in self.operations)
+        if self.output_projection:
+            count += (self.mixing_size + 1) * self.hidden_size
+        sizes = (self.hidden_size, *self.feed_forward, self.hidden_size)
+        return count + sum((size + 1) * after for size, after in zip(sizes, sizes[1:])) + 4 * self.hidden_size
 
     def to_dict(self) -> dict[str, Any]:
         return _to_dict(self)

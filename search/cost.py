@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from .errors import UserError
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     import torch
 
     from flexibert import FlexiBertConfig
-    from flexibert.spec import LayerSpec
 
 
 # --- the table ----------------------------------------------------------------------------------------------------
@@ -115,34 +113,8 @@ class CostMeter:
 
 
 def count_parameters(config: "FlexiBertConfig") -> int:
-    """Parameters of the encoder with its embeddings, without pooler and heads; builds no weights.
-
-    Layers that were counted before are looked up, so that a sampler may ask about hundreds of architectures.
-    """
-    import torch
-
-    from flexibert.modeling_flexibert import FlexiBertEmbeddings
-
-    with torch.device("meta"):
-        count = sum(parameter.numel() for parameter in FlexiBertEmbeddings(config).parameters())
-    width, resize = config.embedding_size, config.project_embeddings
-    for spec in config.layer_specs:
-        count += _layer_parameters(spec, width, resize, config.position_embedding_type, config.max_position_embeddings)
-        width, resize = spec.hidden_size, False
-    return count
-
-
-@lru_cache(maxsize=10_000)
-def _layer_parameters(spec: "LayerSpec", input_size: int, resize: bool, positions: str, max_positions: int) -> int:
-    import torch
-
-    from flexibert import FlexiBertConfig
-    from flexibert.modeling_flexibert import FlexiBertLayer
-
-    config = FlexiBertConfig(layers=[spec], position_embedding_type=positions, max_position_embeddings=max_positions)
-    with torch.device("meta"):
-        layer = FlexiBertLayer(config, spec, input_size, always_resize=resize)
-    return sum(parameter.numel() for parameter in layer.parameters())
+    """Parameters of the encoder with its embeddings, without pooler and heads; builds no model."""
+    return config.num_parameters
 
 
 def forward_flops(config: "FlexiBertConfig", sequence_length: int, predictions: int) -> int:

@@ -8,7 +8,7 @@ import pytest
 from conftest import EVERY_OPERATION, SPECS
 from transformers import AutoConfig
 
-from flexibert import FlexiBertConfig, parse_layers
+from flexibert import FlexiBertConfig, FlexiBertModel, configuration_flexibert, parse_layers
 from flexibert.configuration_flexibert import AUTO_MAP
 
 
@@ -58,6 +58,16 @@ def test_layers_of_objects_and_of_data_are_the_same():
         ({"classifier_dropout": -1}, "^classifier_dropout: -1 is not accepted, expected a number from 0 to 1"),
         ({"rotary_base": 0}, "^rotary_base: 0 is not accepted, expected a number above 0"),
         ({"type_vocab_size": -3}, "^type_vocab_size: -3 is not accepted"),
+        ({"vocab_size": 1 << 40}, "^vocab_size: .* is not accepted, expected a whole number from 1 to 16777216"),
+        ({"max_position_embeddings": 1 << 40}, "^max_position_embeddings: .* is not accepted"),
+        ({"type_vocab_size": 1 << 20}, "^type_vocab_size: 1048576 is not accepted"),
+        ({"num_labels": 1 << 40}, "^num_labels: .* is not accepted, expected a whole number from 0 to 65536"),
+        ({"num_labels": "3"}, "^num_labels: '3' is not accepted"),
+        ({"pad_token_id": 9, "vocab_size": 9}, "^pad_token_id: 9 is not accepted, expected a token of the 9"),
+        ({"layer_norm_eps": float("nan")}, "^layer_norm_eps: nan is not accepted"),
+        ({"initializer_range": -0.1}, "^initializer_range: -0.1 is not accepted"),
+        ({"id2label": 3}, "^id2label: 3 is not accepted, expected an object of up to 65536 labels"),
+        ({"dtype": "float31"}, "^configuration: .*float31"),
     ],
 )
 def test_bad_values_raise_with_their_path(fields, message):
@@ -81,8 +91,32 @@ def test_fields_are_typed(fields):
     if name == "num_layers":
         assert FlexiBertConfig(**fields).num_layers is None
     else:
-        with pytest.raises(Exception, match=f"Validation error for field '{name}'"):
+        with pytest.raises(ValueError, match=f"^Validation error for field '{name}'.*$"):
             FlexiBertConfig(**fields)
+
+
+def test_a_model_of_too_many_parameters_is_refused_with_their_number(monkeypatch):
+    wide = {"hidden_size": 1 << 16, "operations": SPECS["homogeneous"][0]["operations"], "feed_forward": [1 << 20]}
+    with pytest.raises(ValueError, match=r"^layers: the model would have 156,\d{3},\d{3},\d{3} parameters, accepted"):
+        FlexiBertConfig(layers=[wide])
+    with pytest.raises(ValueError, match=r"^layers: the model would have .* accepted are up to 10,000,000,000"):
+        FlexiBertConfig(vocab_size=1 << 24, embedding_size=1 << 16)
+    config = FlexiBertConfig(layers=SPECS["widening"], vocab_size=99)
+    count = config.num_parameters
+    assert count == FlexiBertModel(config, add_pooling_layer=False).num_parameters()
+    count += 2 * 48  # the largest head of the configuration: two labels
+    monkeypatch.setattr(configuration_flexibert, "MAX_PARAMETERS", count - 1)
+    with pytest.raises(ValueError, match=f"^layers: the model would have {count:,} parameters"):
+        FlexiBertConfig(layers=SPECS["widening"], vocab_size=99)
+    with pytest.raises(ValueError, match=f"^layers: the model would have {count:,} parameters"):
+        FlexiBertModel(config)  # before anything is allocated
+    monkeypatch.setattr(configuration_flexibert, "MAX_PARAMETERS", count)
+    FlexiBertModel(config)
+
+
+def test_an_activation_that_nobody_knows_is_named():
+    with pytest.raises(ValueError, match="^hidden_act: 'gellu' is not accepted, known: gelu, "):
+        FlexiBertModel(FlexiBertConfig(layers=SPECS["homogeneous"], hidden_act="gellu"))
 
 
 def test_layers_changed_by_hand_are_checked_before_they_are_saved(tmp_path):

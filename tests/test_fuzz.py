@@ -1,15 +1,17 @@
 """Random damage to valid specs: the parser answers with specs or with a ValueError that says where."""
 
 import copy
+import dataclasses
 import json
 import random
 import re
 import string
 
 import pytest
+import torch
 from conftest import EVERY_OPERATION, SPECS
 
-from flexibert import FlexiBertConfig, parse_graph, parse_layers
+from flexibert import FlexiBertConfig, FlexiBertForMaskedLM, parse_graph, parse_layers
 from flexibert.attention_graph import GRAPHS, PRIMITIVES
 from flexibert.spec import fingerprint, layers_to_dicts
 
@@ -129,6 +131,47 @@ def test_damaged_configurations():
         layers = damaged(rng.choice(SOURCES), 1, rng)
         if layers is not None:  # None asks for the default layers
             check(lambda layers: FlexiBertConfig(layers=layers, vocab_size=8).layer_specs, layers)
+
+
+FIELDS = [field.name for field in dataclasses.fields(FlexiBertConfig)] + [
+    "num_labels", "torch_dtype", "attn_implementation", "per_layer_config", "hidden_size", "num_hidden_layers",
+    "output_attentions", "layer_specs", "fingerprint", "n_embd", "intermediate_size",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_junk_in_a_configuration(name):
+    """Also in the fields of transformers, whose own errors are of many kinds and lines."""
+    for value in JUNK:
+        try:
+            FlexiBertConfig(**{name: value})
+        except ValueError as error:
+            assert "\n" not in str(error) and 0 < len(str(error)) < 1000, name
+
+
+def test_numbers_in_a_configuration():
+    """Whatever is accepted makes a model, on a device that holds no numbers, or is too large for one."""
+    rng, sizes, accepted = random.Random(3), [0, 1, 2, 7, 64, 1 << 10, 1 << 16, 1 << 17, 1 << 24, 1 << 40, -1], 0
+    names = [
+        "vocab_size",
+        "embedding_size",
+        "max_position_embeddings",
+        "type_vocab_size",
+        "num_labels",
+        "pad_token_id",
+    ]
+    for _ in range(300):
+        fields = {name: rng.choice(sizes) for name in rng.sample(names, rng.randint(1, 4))}
+        fields["tie_word_embeddings"] = rng.random() < 0.5
+        try:
+            config = FlexiBertConfig(layers=SPECS["widening"][:1], **fields)
+        except ValueError as error:
+            assert re.match(r"\w+: \S", str(error)), str(error)
+        else:
+            accepted += 1
+            with torch.device("meta"):
+                FlexiBertForMaskedLM(config)
+    assert accepted > 20
 
 
 @pytest.mark.parametrize("value", JUNK, ids=range(len(JUNK)))

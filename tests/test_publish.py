@@ -1,5 +1,6 @@
 """Checkpoints, model cards, and uploads (to a Hub that is played by a stand-in)."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -16,7 +17,7 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 from search.artifacts import publish
@@ -102,6 +103,19 @@ def test_checkpoint_is_complete(checkpoint):
         "README.md", ".eval_results", *SOURCES,
     }  # fmt: skip
     assert not [path for path in checkpoint.parent.iterdir() if path != checkpoint]
+
+
+def test_the_tokenizer_cuts_what_is_too_long(tmp_path, tokenizer):
+    """A tokenizer that knows a shorter length keeps it; the one that was handed in stays as it is."""
+    for own, saved in ((10**30, 40), (64, 40), (16, 16)):
+        given = copy.deepcopy(tokenizer)
+        given.model_max_length = own
+        save_checkpoint(build(), given, tmp_path / "model", FACTS)
+        assert given.model_max_length == own
+        loaded = AutoTokenizer.from_pretrained(tmp_path / "model")
+        tokens = loaded("capital " * 400, truncation=True, return_tensors="pt")
+        assert tokens["input_ids"].shape == (1, saved)
+        FlexiBertForMaskedLM.from_pretrained(tmp_path / "model")(**tokens)
 
 
 @pytest.mark.parametrize("fields", [{}, {"position_embedding_type": "relative_key"}, {"tie_word_embeddings": False}])

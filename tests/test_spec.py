@@ -140,6 +140,7 @@ def test_an_operation_says_what_others_have_to_know(operation):
     spec = LayerSpec(operation.num_heads * 4, (operation,), (8,))
     module = OPERATION_CLASSES[operation.op](FlexiBertConfig(layers=[spec]), spec, operation)
     parameters = dict(module.named_parameters())
+    assert operation.num_parameters(spec) == sum(parameter.numel() for parameter in parameters.values())
     assert operation.taps.keys() <= parameters.keys()
     for name, parameter in parameters.items():
         shape, axis = operation.split_taps(name, parameter.shape)

@@ -42,10 +42,18 @@ def save_checkpoint(model: FlexiBertForMaskedLM, tokenizer, folder: Path, card: 
     with reported(folder), replace_folder(folder) as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
+        _limit_length(aside / "tokenizer_config.json", model.config.max_position_embeddings)
         save_file(_golden(model), aside / GOLDEN, metadata={"format": "pt"})
         if card.teacher:
             write_sentence_files(aside, model.config)
         write_card(aside, card)
+
+
+def _limit_length(file: Path, longest: int) -> None:
+    """Has a tokenizer cut, where it shall cut, what is too long for the positions of the model."""
+    data = json.loads(file.read_text(encoding="utf-8"))
+    data["model_max_length"] = min(data.get("model_max_length", longest), longest)
+    file.write_text(json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def verify(folder: Path) -> float:
