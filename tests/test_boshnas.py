@@ -12,8 +12,10 @@ from optuna.trial import TrialState
 from flexibert.spec import fingerprint
 from search.bayesopt.attention_encoding import GraphEncoding
 from search.bayesopt.encoding import Encoding
+from search.bayesopt.gaussian_process import GaussianProcess
 from search.errors import UserError
 from search.samplers.boshnas import BoshnasSampler, read_history
+from search.samplers.history import _ROWS, BEST, LATEST, LISTENED, listened
 from search.space.search_space import SearchSpace
 
 
@@ -306,6 +308,41 @@ def test_the_paper_preset_embeds_searched_graphs():
     study = search(GRAPHS, 13, objective=graph_score, preset="paper")
     assert len(set(architectures(study, GRAPHS))) == 13
     assert any("prediction" in trial.user_attrs for trial in study.trials)
+
+
+@pytest.mark.parametrize("objectives", [1, 2])
+def test_of_a_long_history_the_best_the_latest_and_some_others_are_heard(objectives):
+    scores = np.random.default_rng(0).normal(size=(3000, objectives))
+    heard = listened(scores)
+    assert len(heard) == LISTENED and (np.diff(heard) > 0).all()
+    for objective in scores.T:
+        assert set(np.argsort(-objective)[: BEST // objectives]) <= set(heard)
+    assert set(range(3000 - LATEST, 3000)) <= set(heard)
+    assert np.diff(heard).max() < 40  # no part of the history is left out
+    assert listened(scores[:LISTENED]).tolist() == list(range(LISTENED))
+
+
+def test_a_proposal_after_thousands_of_trials(monkeypatch):
+    """What a model is fitted to stays bounded, what is known does not; the same after the trials are read anew."""
+    rng, study = random.Random(0), optuna.create_study(direction="maximize")
+    trials = []
+    for number in range(1200):
+        values = SPACE.normalize(SPACE.sample_values(rng))
+        score = float(values["num_layers"]) + rng.random()
+        trials.append(optuna.create_trial(value=score, params=values, distributions=SPACE.distributions()))
+        trials[-1].number = number
+    monkeypatch.setattr(study, "get_trials", lambda deepcopy=True, states=None: trials if states is None else [])
+    new = optuna.create_trial(state=TrialState.RUNNING)
+    new.number, sizes = len(trials), []
+    inner = GaussianProcess.fit
+    monkeypatch.setattr(GaussianProcess, "fit", lambda self, x, y: (sizes.append(len(x)), inner(self, x, y))[1])
+    proposals = []
+    for _ in range(2):
+        values, _ = BoshnasSampler(SPACE, seed=0).propose(study, new)
+        proposals.append(values)
+        assert SPACE.build(values) not in {SPACE.build(trial.params) for trial in trials}
+        _ROWS.clear()
+    assert proposals[0] == proposals[1] and sizes == [LISTENED] * 2
 
 
 def test_a_repetition_is_known_but_measures_nothing():

@@ -7,7 +7,7 @@ Notation: N architectures, P parameters of the space, U units (layers, or stacks
 F features.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -88,6 +88,13 @@ class Encoding:
         """Parameter values of N architectures as canonical (N, P) indices; KeyError for a value not in the space."""
         rows = [[lookup[v[name]] for name, lookup in zip(self.names, self._lookup)] for v in values]
         return self.canonical(np.array(rows, dtype=np.int64).reshape(-1, len(self.names)))
+
+    def members(self, values: Sequence[Mapping[str, Value]]) -> list[np.ndarray | None]:
+        """The rows of parameter values, None for those that are not in the space."""
+        lookups = list(zip(self.names, self._lookup))
+        legal = [all(v.get(name) in lookup for name, lookup in lookups) for v in values]
+        rows = iter(self.indices(v for v, is_legal in zip(values, legal) if is_legal))
+        return [next(rows) if is_legal else None for is_legal in legal]
 
     def values(self, row: np.ndarray) -> dict[str, Value]:
         """One row of indices as parameter values."""

@@ -20,6 +20,7 @@ Not tested apart from the rest:
 
 - Candidates by repeated mutation of the best instead of gradient steps on the input (GOBI); mutants are legal as they
   are, where gradients lead to points between architectures.
+- From 500 finished trials on it listens to 500 of them, see `history.py`; a proposal takes no longer then.
 - No uncertainty and diversity sampling: the acquisition explores by itself.
 - Trials that still run count as if they had ended as predicted, so that parallel workers spread out, and trials that
   failed as worse than all others.
@@ -35,14 +36,12 @@ Several objectives are searched with random scalarisations of upper confidence b
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 import optuna
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from flexibert.spec import Architecture
 
@@ -57,7 +56,8 @@ from ..space.parameters import Values
 from ..space.search_space import SearchSpace
 from . import boshnas_paper
 from .base import Feasible, SpaceSampler, turn
-from .trials import PREDICTION, counts, is_evidence, is_repetition
+from .history import History, read_history, signs
+from .trials import PREDICTION
 
 
 PARENTS = 5
@@ -69,25 +69,6 @@ MIN_MEASURED = 3
 
 Belief = tuple[float, float]
 """Expected score and its standard deviation, larger is better."""
-
-
-@dataclass(frozen=True)
-class History:
-    """What a study knows, in the order of trial numbers.
-
-    Attributes:
-        indices: (n, P) architectures of the finished trials.
-        scores: (n, objectives) their values, signed so that larger is better.
-        pending: (m, P) architectures of the trials that still run.
-        failed: (f, P) architectures of trials that failed and have not been tried again.
-        seen: Rows of all trials of whatever state, as bytes.
-    """
-
-    indices: np.ndarray
-    scores: np.ndarray
-    pending: np.ndarray
-    failed: np.ndarray
-    seen: frozenset[bytes]
 
 
 class BoshnasSampler(SpaceSampler):
@@ -146,7 +127,7 @@ class BoshnasSampler(SpaceSampler):
         values = self.encoding.values(row)
         if belief is None or trial.system_attrs.get("fixed_params"):  # another one will be trained
             return values, {}
-        sign = _signs(study)[0]
+        sign = int(signs(study)[0])
         return values, {PREDICTION: {"mean": sign * belief[0], "standard_deviation": belief[1]}}
 
 
@@ -154,42 +135,6 @@ class BoshnasSampler(SpaceSampler):
 def encoding_of(space: SearchSpace) -> Encoding:
     """Kept, because a search makes a new sampler for every trial, and what an encoding has learnt takes seconds."""
     return Encoding(space) if space.graph_space is None else GraphEncoding(space)
-
-
-def read_history(study: optuna.Study, trial: FrozenTrial, encoding: Encoding) -> History:
-    """What all other trials of a study say about a space; trials of other spaces say nothing."""
-    finished, scores, pending, failed, seen = [], [], [], [], set()
-    for other in sorted(study.get_trials(deepcopy=False), key=lambda other: other.number):
-        try:
-            row = encoding.indices([other.params])[0]
-        except KeyError:
-            continue
-        if other.number == trial.number:
-            continue
-        seen.add(row.tobytes())
-        if is_repetition(other):
-            continue
-        if other.state == TrialState.RUNNING:
-            pending.append(row)
-        elif counts(other):
-            finished.append(row)
-            scores.append(np.multiply(other.values, _signs(study)))
-        elif other.state in (TrialState.COMPLETE, TrialState.FAIL) and is_evidence(other):
-            failed.append(row)
-    known = {row.tobytes() for row in (*finished, *pending)}
-    failed = [row for row in failed if row.tobytes() not in known]
-    shape = (-1, len(encoding.names))
-    return History(
-        indices=np.array(finished, dtype=np.int64).reshape(shape),
-        scores=np.array(scores, dtype=float).reshape(-1, len(study.directions)),
-        pending=np.array(pending, dtype=np.int64).reshape(shape),
-        failed=np.array(failed, dtype=np.int64).reshape(shape),
-        seen=frozenset(seen),
-    )
-
-
-def _signs(study: optuna.Study) -> list[int]:
-    return [1 if direction == StudyDirection.MAXIMIZE else -1 for direction in study.directions]
 
 
 def propose(history: History, candidates: Candidates, rng: np.random.Generator) -> tuple[np.ndarray, Belief | None]:
