@@ -27,7 +27,7 @@ from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 from search.data.tasks import Task, load_tasks
 from search.metrics import compute, primary
 from search.training.finetuning import FinetuningBudget, build_arguments, finetune, load_model, quiet
-from search.training.sequence_classification import SequenceClassification
+from search.training.task_types import create_head
 
 
 BERT_TINY_LAYER = {
@@ -41,7 +41,7 @@ def finetune_like_the_example(
     model_dir: Path, task: Task, tokenizer, budget: FinetuningBudget, seed: int
 ) -> tuple[float, float]:
     """Examples per second while training, and the task's score, with fixed-length padding."""
-    head = SequenceClassification(task, tokenizer, budget.max_length)
+    head = create_head(task, tokenizer, budget.max_length)
 
     def encode(batch):
         texts = (batch[column] for column in task.text_columns)

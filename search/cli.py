@@ -378,6 +378,9 @@ def _add_finetune(commands) -> None:
     parser.add_argument(
         "--classifier-pooling", choices=("cls", "mean"), help="what sequence heads see (default: as in the checkpoint)"
     )
+    parser.add_argument(
+        "--class-weights", choices=("balanced",), help="make rare classes count as much as frequent ones"
+    )
     parser.add_argument("--seeds", type=seeds, default=(0,), help="comma-separated; mean and spread are printed")
     parser.add_argument(
         "--sweep", type=whole, default=0, metavar="N", help="learning rates to try on each task first, 2e-5 to 5e-4"

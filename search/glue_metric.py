@@ -12,10 +12,10 @@ import datasets
 import evaluate
 
 from .errors import UserError
-from .metrics import METRICS, compute
+from .metrics import METRICS, OF_LISTS, compute
 
 
-CONFIGURATIONS = tuple(name for name in METRICS if name != "squad")
+CONFIGURATIONS = tuple(name for name in METRICS if name not in (*OF_LISTS, "multi_label"))
 
 DESCRIPTION = "The metrics of GLUE, the General Language Understanding Evaluation benchmark, computed locally."
 

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import seqeval.metrics
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
@@ -51,6 +52,39 @@ def accuracy_and_macro_f1(predictions: np.ndarray, labels: np.ndarray) -> dict[s
     """Accuracy, and the mean over classes of F1; a class that is never predicted has 0."""
     f1 = f1_score(labels, predictions, average="macro", zero_division=0)
     return accuracy(predictions, labels) | {"f1": float(f1)}
+
+
+def micro_and_macro_f1(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Of any number of classes a text, (N, C) zeros and ones: F1 over all decisions, the mean over classes of F1, and
+    the share of texts whose classes are all right."""
+    micro, macro = (f1_score(labels, predictions, average=average, zero_division=0) for average in ("micro", "macro"))
+    return {"f1_micro": float(micro), "f1_macro": float(macro)} | accuracy(predictions, labels)
+
+
+OUTSIDE = "O"
+"""The tag of words that belong to no entity."""
+
+
+def is_entity_tags(names: Sequence[str]) -> bool:
+    """Whether tags are those of entities ("B-PER", "I-PER", "O"), and not classes of single words ("NOUN")."""
+    return all(name == OUTSIDE or re.match("[BILESU]-.", name) for name in names)
+
+
+def entities(predictions: Sequence[Sequence[str]], labels: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Precision, recall and F1 of whole entities as of CoNLL 2003 (arXiv cs/0306050), and accuracy of tags.
+
+    Args:
+        predictions, labels: Tags of words ("B-PER", "I-PER", "O"), a list a sentence.
+    """
+    measures = {"precision": seqeval.metrics.precision_score, "recall": seqeval.metrics.recall_score}
+    measures |= {"f1": seqeval.metrics.f1_score}
+    values = {name: float(measure(labels, predictions, zero_division=0)) for name, measure in measures.items()}
+    return values | {"accuracy": float(seqeval.metrics.accuracy_score(labels, predictions))}
+
+
+def word_classes(predictions: Sequence[Sequence[str]], labels: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Accuracy, and the mean over classes of F1, of words that have a class each."""
+    return accuracy_and_macro_f1(*(np.array([tag for row in rows for tag in row]) for rows in (predictions, labels)))
 
 
 def is_constant(*arrays: np.ndarray) -> bool:
@@ -104,9 +138,15 @@ METRICS = {
     "hans": accuracy,
     "classification": accuracy_and_macro_f1,
     "regression": correlations,
+    "multi_label": micro_and_macro_f1,
+    "entities": entities,
+    "word_classes": word_classes,
     "squad": exact_match_and_f1,
 }
 """Name of a metric -> function of (predictions, labels). The GLUE names first."""
+
+OF_LISTS = ("entities", "word_classes", "squad")
+"""Metrics of lists of texts, not of arrays of numbers."""
 
 
 def compute(metric: str, predictions, labels) -> dict[str, float]:
@@ -114,7 +154,8 @@ def compute(metric: str, predictions, labels) -> dict[str, float]:
 
     Args:
         metric: A name of `METRICS`.
-        predictions: (N,) class indices, or numbers for "stsb" and "regression", or answers for "squad".
+        predictions: (N,) class indices, or numbers for "stsb" and "regression"; (N, C) zeros and ones for
+            "multi_label"; lists of tags for "entities" and "word_classes"; answers for "squad".
         labels: (N,) of the same kind; for "squad" a list of accepted answers per question.
 
     Raises:
@@ -124,7 +165,7 @@ def compute(metric: str, predictions, labels) -> dict[str, float]:
         raise UserError(f"unknown metric {metric!r}, accepted are {', '.join(METRICS)}")
     if len(predictions) != len(labels) or len(labels) == 0:
         raise UserError(f"{metric}: {len(predictions)} predictions for {len(labels)} labels")
-    if metric != "squad":
+    if metric not in OF_LISTS:
         predictions, labels = np.asarray(predictions), np.asarray(labels)
     return METRICS[metric](predictions, labels)
 
@@ -135,6 +176,8 @@ PRIMARY = {
     "regression": ("pearson", "spearmanr"),
     "mrpc": ("accuracy", "f1"),
     "qqp": ("accuracy", "f1"),
+    "multi_label": ("f1_micro",),
+    "entities": ("f1",),
     "squad": ("f1",),
 }
 """Metric -> the values that make the one number of a task; accuracy for those not named here."""
@@ -150,7 +193,8 @@ def primary(metric: str, values: Mapping[str, float]) -> float:
     """The one number of a task, by GLUE's convention: where there are several values, their unweighted mean.
 
     That is Matthews' correlation for CoLA, the mean of Pearson and Spearman for STS-B, of accuracy and F1 for MRPC and
-    QQP, of matched and mismatched accuracy for MNLI, and accuracy for the rest; F1 for question answering.
+    QQP, of matched and mismatched accuracy for MNLI, and accuracy for the rest; F1 for question answering and
+    entities, and micro F1 for many labels.
     """
     return float(np.mean(primary_values(metric, values)))
 

@@ -31,6 +31,7 @@ from search.training.finetuning import FinetuningBudget, FinetuningResult, finet
 from search.training.finetuning_runs import finetune_tasks, summarize, sweep
 from search.training.finetuning_trainer import FinetuningTrainer
 from search.training.question_answering import QuestionAnswering
+from search.training.task_types import create_head
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,12 +94,14 @@ def classification(train_size=160, **fields):
     validation = fields.pop("validation", {"validation": sentences(50, 2, "class")})
     train = sentences(train_size, 1, "class")
     values = {"num_labels": 2, "label_names": ("negative", "positive"), "metric": "cola"} | fields
+    if values["num_labels"] == 1:
+        values["task_type"] = "regression"
     return Task("mood", values.pop("train", train), validation, ("text",), "label", **values)
 
 
 def regression():
     validation = {"validation": sentences(50, 4, "number")}
-    return Task("stars", sentences(160, 3, "number"), validation, ("text",), "label", 1, (), "stsb")
+    return Task("stars", sentences(160, 3, "number"), validation, ("text",), "label", 1, (), "stsb", "regression")
 
 
 # --- it learns ----------------------------------------------------------------------------------------------------
@@ -209,7 +212,17 @@ def questions(size, seed, unanswerable=False):
 
 
 def question_task(train, validation):
-    return Task("numbers", train, {"validation": validation}, ("question", "context"), "answers", 0, (), "squad")
+    return Task(
+        "numbers",
+        train,
+        {"validation": validation},
+        ("question", "context"),
+        "answers",
+        0,
+        (),
+        "squad",
+        "question_answering",
+    )
 
 
 @pytest.mark.parametrize("unanswerable", [False, True])
@@ -275,11 +288,11 @@ def test_answers_must_stand_where_they_are_said_to(encoder, tokenizer):
 
 def trainer_of(tokenizer, encoder, folder, **options):
     task = classification(train_size=200)
-    head = finetuning.SequenceClassification(task, tokenizer, 32)
+    head = create_head(task, tokenizer, 32)
     arguments = finetuning.build_arguments(QUICK, 0, str(folder), options)
     model = finetuning.load_model(encoder, head)
     features = head.features(task.train, "train")
-    return FinetuningTrainer(model=model, args=arguments, train_dataset=features, processing_class=tokenizer)
+    return FinetuningTrainer(head, model=model, args=arguments, train_dataset=features, processing_class=tokenizer)
 
 
 def test_batches_hold_each_example_once_with_others_of_its_length(encoder, tokenizer, tmp_path):

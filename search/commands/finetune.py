@@ -30,6 +30,7 @@ def main(options) -> None:
         max_length=options.max_length,
         precision={None: "auto", "no": "fp32"}.get(options.precision, options.precision),
         classifier_pooling=options.classifier_pooling,
+        class_weights=options.class_weights,
     )
     trackers = {"report_to": list(options.report_to)} if options.report_to else {}
     with accelerator.main_process_first():

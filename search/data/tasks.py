@@ -25,10 +25,13 @@ class Task:
         train, validation: Hold the text columns and the label column, nothing else. Validation splits by name, usually
             only "validation"; MNLI has "validation_matched" and "validation_mismatched".
         text_columns: One, or two for pairs of texts.
-        label_column: Class indices; numbers for regression; `{"text", "answer_start"}` for question answering.
+        label_column: Class indices; numbers for regression; lists of zeros and ones, one a class, for many labels;
+            lists of class indices, one a word, for token classification, whose text column holds lists of words;
+            `{"text", "answer_start"}` for question answering.
         num_labels: Number of classes, 1 for regression.
         label_names: Of the classes, empty for regression.
-        metric: Name for `metrics.compute`: a GLUE task, "classification", "regression" or "squad".
+        metric: Name for `metrics.compute`: a GLUE task or one of the kinds there.
+        task_type: "classification", "regression", "multi_label", "token_classification" or "question_answering".
     """
 
     name: str
@@ -39,6 +42,7 @@ class Task:
     num_labels: int
     label_names: tuple[str, ...]
     metric: str
+    task_type: str = "classification"
 
 
 def load_tasks(
@@ -99,7 +103,8 @@ def _glue_task(name: str, glue: str) -> Task:
     num_labels = len(labels) or 1
     for split, dataset in splits.items():
         check_labels(dataset["label"][:], num_labels, f"{name}, {split}")
-    return Task(name, splits.pop("train"), splits, columns, "label", num_labels, labels, metric=name)
+    kind = "classification" if labels else "regression"
+    return Task(name, splits.pop("train"), splits, columns, "label", num_labels, labels, metric=name, task_type=kind)
 
 
 def _own_task(name: str) -> Task:
@@ -114,13 +119,13 @@ def _own_task(name: str) -> Task:
     splits = _select(loaded, columns, label_column, title)
     label = splits["train"].features[label_column]
     if isinstance(label, dict):
-        return Task(title, splits.pop("train"), splits, columns, label_column, 2, (), "squad")
+        return Task(title, splits.pop("train"), splits, columns, label_column, 2, (), "squad", "question_answering")
     if getattr(label, "dtype", None) is None:  # lists
         raise UserError(f"{title}: column {label_column!r} holds {label}, not one label a row")
     if label.dtype.startswith("float"):
         for split, dataset in splits.items():
             check_labels(dataset[label_column][:], 1, f"{title}, {split}")
-        return Task(title, splits.pop("train"), splits, columns, label_column, 1, (), "regression")
+        return Task(title, splits.pop("train"), splits, columns, label_column, 1, (), "regression", "regression")
     splits, labels = _classes(splits, label_column, title, tuple(splits) if one_file else ("train",))
     return Task(title, splits.pop("train"), splits, columns, label_column, len(labels), labels, "classification")
 

@@ -12,6 +12,7 @@ from ..metrics import GLUE_TASKS
 from ..training.finetuning import FinetuningBudget, FinetuningResult
 from ..training.objectives import MASKED_LM, objective_weights
 from ..training.pretraining import PretrainingBudget, PretrainingResult
+from ..training.task_types import TASK_TYPES
 
 
 def pretraining_card(
@@ -78,6 +79,7 @@ class TrialCards:
                 f"{task.name} ({len(task.train):,} training examples)",
                 budget=self._budget(),
                 seeds=(self.seed,),
+                task_type=TASK_TYPES[task.task_type].hub_task,
                 **self._hub_data_set(task),
             )
             for task in self.tasks

@@ -35,8 +35,7 @@ from ..files import replace_folder, reported
 from ..metrics import primary
 from ..parsing import limited
 from .finetuning_trainer import FinetuningTrainer, Ticking
-from .question_answering import QuestionAnswering
-from .sequence_classification import SequenceClassification
+from .task_types import TaskType, create_head
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,7 @@ class FinetuningBudget:
         weight_decay: Of AdamW, on matrices.
         precision: "auto" is bfloat16 where the accelerator has it, else float32.
         classifier_pooling: What the head of a sequence sees, see `FlexiBertConfig`; None is what the checkpoint says.
+        class_weights: "balanced" makes rare classes count as much as frequent ones.
     """
 
     epochs: float = limited(above=0, default=3.0)
@@ -64,6 +64,7 @@ class FinetuningBudget:
     weight_decay: float = limited(least=0, default=0.01)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     classifier_pooling: Literal["cls", "mean", None] = None
+    class_weights: Literal["balanced", None] = None
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,9 @@ def finetune(
         TrainingDiverged: The loss was not finite.
     """
     started = time.perf_counter()
-    kind = QuestionAnswering if task.metric == "squad" else SequenceClassification
-    head = kind(task, tokenizer, budget.max_length)
+    head = create_head(task, tokenizer, budget.max_length)
+    if budget.class_weights and not head.has_classes:
+        raise UserError(f"class weights: {task.name} is {task.task_type.replace('_', ' ')}, which has no classes")
     with quiet(), contextlib.ExitStack() as stack:
         transformers.set_seed(seed)
         pooling = {"classifier_pooling": budget.classifier_pooling} if budget.classifier_pooling else {}
@@ -138,7 +140,12 @@ def finetune(
             logs = Path(f"{output_dir or Path('runs', 'finetune', task.name)}.logs")
             run = f"seed{seed}-learning_rate{budget.learning_rate:g}"
             stack.enter_context(patch_environment(tensorboard_logging_dir=logs / run))
-        trainer = FinetuningTrainer(model=model, args=arguments, train_dataset=train, processing_class=tokenizer)
+        if arguments.label_smoothing_factor and not head.has_classes:
+            raise UserError(f"training arguments: label_smoothing_factor smooths classes, {task.name} has none")
+        weights = head.class_weights(train) if budget.class_weights else None
+        trainer = FinetuningTrainer(
+            head, weights, model=model, args=arguments, train_dataset=train, processing_class=tokenizer
+        )
         trainer.remove_callback(PrinterCallback)
         if tick is not None:
             trainer.add_callback(Ticking(tick))
@@ -160,9 +167,7 @@ def finetune(
     )
 
 
-def load_model(
-    model_dir: Path | str, head: SequenceClassification | QuestionAnswering, **fields: Any
-) -> PreTrainedModel:
+def load_model(model_dir: Path | str, head: TaskType, **fields: Any) -> PreTrainedModel:
     """The encoder in float32 with the task's head; a head of another task is replaced.
 
     Args:
@@ -188,8 +193,7 @@ def load_model(
     lost = sorted(name for name in new if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name)
     if lost:
         raise UserError(f"{model_dir} lacks weights of the encoder: {lost[0]} and {len(lost) - 1} more")
-    # With it, Trainer (5.23) multiplies the loss of regression by the number of processes and of accumulation steps.
-    model.accepts_loss_kwargs = False
+    model.accepts_loss_kwargs = False  # the loss is that of `FinetuningTrainer`
     return model
 
 
@@ -258,9 +262,7 @@ def build_arguments(
     return arguments
 
 
-def evaluate(
-    trainer: Trainer, head: SequenceClassification | QuestionAnswering, features: Dataset, dataset: Dataset
-) -> dict[str, float]:
+def evaluate(trainer: Trainer, head: TaskType, features: Dataset, dataset: Dataset) -> dict[str, float]:
     """Metrics on a split. All processes get those of the whole split."""
     features = features.select(np.argsort(features["length"][:], kind="stable")[::-1])  # little padding
     logits = trainer.predict(features).predictions

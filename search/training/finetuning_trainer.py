@@ -1,6 +1,7 @@
-"""transformers' Trainer with batches of similar length, and an end to training that diverges."""
+"""transformers' Trainer with batches of similar length, losses of tasks, and an end to training that diverges."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -9,6 +10,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ..errors import TrainingDiverged
+from .task_types import TaskType
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -41,7 +43,37 @@ class FinetuningTrainer(Trainer):
     """A Trainer with batches of similar length that stops at the first loss that is not finite, in all processes.
 
     Its sampler has a generator of its own, because dropout drives the global ones of several processes apart.
+
+    The loss is the task's own, a sum over items (texts, words, windows) divided by the items of the whole batch, over
+    all accumulation steps and processes. So the gradient is the same however a batch is cut, whatever the model.
+
+    Args:
+        head: What the task is.
+        weights: Of its classes, see its `class_weights`.
     """
+
+    def __init__(self, head: TaskType, weights: torch.Tensor | None = None, **options: Any):
+        # The function is what tells Trainer that the loss is divided already.
+        super().__init__(
+            **options, data_collator=head.collator(options["processing_class"]), compute_loss_func=head.loss
+        )
+        self.head = head
+        self.weights = weights if weights is None else weights.to(self.args.device)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        items = torch.tensor(float(sum(map(self.head.count, batches))), device=device)
+        return batches, self.accelerator.reduce(items, reduction="sum")
+
+    def compute_loss(self, model, inputs: Mapping[str, Any], return_outputs=False, num_items_in_batch=None):
+        """The share of this part of a batch, times the processes, because their gradients are averaged."""
+        outputs = model(**{name: value for name, value in inputs.items() if name not in self.head.targets})
+        loss = self.head.loss(outputs, inputs, self.weights, self.args.label_smoothing_factor)
+        if model.training and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes / num_items_in_batch
+        else:
+            loss = loss / max(1, self.head.count(inputs))
+        return (loss, outputs) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
         parts = self.args.gradient_accumulation_steps * self.args.world_size

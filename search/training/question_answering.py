@@ -10,8 +10,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
-from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
+from torch.nn import functional
+from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from ..data.tasks import Task, check_columns
 from ..errors import UserError
@@ -29,6 +31,10 @@ class QuestionAnswering:
     tokenizer: PreTrainedTokenizerBase
     max_length: int
     auto_class = AutoModelForQuestionAnswering
+    hub_task = "question-answering"
+    collator = DataCollatorWithPadding
+    targets = ("start_positions", "end_positions")
+    has_classes = False
 
     def config(self) -> dict[str, Any]:
         return {}
@@ -45,6 +51,20 @@ class QuestionAnswering:
         place = f"{self.task.name}, {split}"
         return encode(dataset, self.tokenizer, self.task.text_columns, self.task.label_column, self.max_length, place)
 
+    def count(self, batch: Mapping[str, torch.Tensor]) -> int:
+        """Over how many items of a batch its loss is a mean: windows."""
+        return len(batch["start_positions"])
+
+    def loss(self, outputs, batch: Mapping[str, torch.Tensor], weights=None, smoothing: float = 0.0) -> torch.Tensor:
+        """Sum over the windows of the mean over start and end of the cross-entropy over tokens in nats.
+
+        Padding is no candidate, or the loss would depend on the longest window of a batch.
+        """
+        padding = batch["attention_mask"] == 0
+        start = _cross_entropy(outputs.start_logits, padding, batch["start_positions"])
+        end = _cross_entropy(outputs.end_logits, padding, batch["end_positions"])
+        return (start + end) / 2
+
     def score(self, logits: tuple[np.ndarray, np.ndarray], features: Dataset, dataset: Dataset) -> dict[str, float]:
         """Exact match and F1 of the answers that the logits (N, L) of start and end choose."""
         start_logits, end_logits = logits[:2]
@@ -57,6 +77,11 @@ class QuestionAnswering:
             for span, context in zip(spans, contexts)
         ]
         return compute("squad", answers, labels)
+
+
+def _cross_entropy(logits: torch.Tensor, padding: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Sum over windows; logits and padding (N, L), places (N,)."""
+    return functional.cross_entropy(logits.float().masked_fill(padding, -torch.inf), places, reduction="sum")
 
 
 @lru_cache(maxsize=8)
