@@ -218,8 +218,9 @@ class FlexiBertPreTrainedModel(PreTrainedModel):
         if config.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act: {config.hidden_act!r} is not accepted, known: {', '.join(ACT2FN)}")
         self._masks_pairs = softmax_attention_only(config)
-        # Flash attention takes no score bias, and nothing but softmax attention knows its unpadded batches.
+        # Flash and flex attention take no score bias, and nothing but softmax attention knows their masks.
         self._supports_flash_attn = config.position_embedding_type != "relative_key" and self._masks_pairs
+        self._supports_flex_attn = self._supports_flash_attn
         super().__init__(config, *args, **kwargs)
 
     @classmethod
@@ -285,47 +286,82 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
         output_positions (`torch.LongTensor` of shape `(num_outputs,)`, *optional*):
             Indices into the flattened batch. The last hidden state is given there only, `(num_outputs, hidden_size)`,
             which spares the last layer its output projection and feed-forward network elsewhere.
+
+        A packed batch, several sequences one after the other in one row `(1, num_tokens)` without padding, is one with
+        `cu_seq_lens_q` (where they begin and the last one ends), or with `position_ids` that start again from 0 and no
+        mask. Sequences do not see each other, whatever the backend, and each has a pooled state of its own.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         shape = input_ids.shape if inputs_embeds is None else inputs_embeds.shape[:2]
         device = input_ids.device if inputs_embeds is None else inputs_embeds.device
-        length, longest = shape[1], self.config.max_position_embeddings
-        if length > longest and self.config.position_embedding_type != "rotary":
-            raise ValueError(f"sequence length {length} exceeds max_position_embeddings {longest}")
         if attention_mask is not None and attention_mask.dim() not in ((2, 4) if self._masks_pairs else (2,)):
             also = (
                 " or (batch, 1, length, length)" if self._masks_pairs else ", a layer has more than softmax attention"
             )
             raise ValueError(f"attention_mask: (batch, length) is expected{also}")
+        bounds = packed_bounds(shape, attention_mask, position_ids, kwargs)
+        self.check_length(shape[1] if bounds is None else int(bounds.diff().max()), position_ids)
         if position_ids is None:
-            position_ids = torch.arange(length, device=device)[None]
+            position_ids = torch.arange(shape[1], device=device)[None]
+            if bounds is not None:
+                position_ids = position_ids - bounds[:-1].repeat_interleave(bounds.diff())
 
         hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (B, L, E)
         mask = padding_mask(attention_mask, device)
         recording = any(
             kwargs.get(name, getattr(self.config, name)) for name in ("output_hidden_states", "output_attentions")
         )
-        if self.config.unpad_inputs and mask is not None and not recording and not is_tracing(mask):
+        if bounds is not None:
+            if recording:
+                raise ValueError("output_hidden_states, output_attentions: not with a packed batch")
+            hidden_states = self.encode_packed(hidden_states, bounds, position_ids)
+        elif self.config.unpad_inputs and mask is not None and not recording and not is_tracing(mask):
             hidden_states = self.encode_unpadded(hidden_states, mask, position_ids)
         else:
             # The pooler's token may not be among them.
             early = output_positions if self.pooler is None else None
             context = self.mixing_context(hidden_states, attention_mask, mask, position_ids)
             hidden_states = self.encode(hidden_states, context, early)
-        pooled = None if self.pooler is None else torch.tanh(self.pooler(self.pool(hidden_states, attention_mask)))
+        pooled = None
+        if self.pooler is not None:
+            pooled = torch.tanh(self.pooler(self.pool(hidden_states, attention_mask, bounds)))
         if output_positions is not None and hidden_states.dim() == 3:
             hidden_states = hidden_states.flatten(0, 1)[output_positions]
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
-    def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """(B, L, D) -> (B, D): the first real token of each row, or the mean over all of them."""
+    def check_length(self, length: int, position_ids: torch.Tensor | None) -> None:
+        """Raises ValueError if a sequence is too long for the table of positions and does not say where to look."""
+        longest = self.config.max_position_embeddings
+        if length <= longest or self.config.position_embedding_type == "rotary":
+            return
+        given = self.config.position_embedding_type == "absolute" and position_ids is not None
+        if not (given and not is_tracing(position_ids) and position_ids.max() < longest):
+            raise ValueError(f"sequence length {length} exceeds max_position_embeddings {longest}")
+
+    def pool(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        bounds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(B, L, D) -> (B, D): the first real token of each row, or the mean over all of them.
+
+        With the S + 1 `bounds` of a packed batch (1, N, D) the same of its sequences: (S, D).
+        """
         mask = padding_mask(attention_mask, hidden_states.device)
         if self.config.classifier_pooling == "cls":
+            if bounds is not None:
+                return hidden_states[0, bounds[:-1]]
             if mask is None:
                 return hidden_states[:, 0]
             first = mask.int().argmax(dim=1)[:, None, None]  # not 0 where rows are padded on the left
             return hidden_states.gather(1, first.expand(-1, 1, hidden_states.shape[-1])).squeeze(1)
+        if bounds is not None:
+            lengths = bounds.diff()
+            rows = torch.arange(len(lengths), device=bounds.device).repeat_interleave(lengths)
+            sums = hidden_states.new_zeros(len(lengths), hidden_states.shape[-1]).index_add(0, rows, hidden_states[0])
+            return sums / lengths[:, None]
         if mask is None:
             return hidden_states.mean(1)
         return (hidden_states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
@@ -351,21 +387,78 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
     def encode_unpadded(
         self, hidden_states: torch.Tensor, mask: torch.Tensor, position_ids: torch.Tensor
     ) -> torch.Tensor:
-        """The same without padding: tokens are mixed in groups of rows of similar length, each cut to its longest."""
+        """The same without the padding of rows (B, L, E)."""
         batch, length = mask.shape
-        lengths = (mask * torch.arange(1, length + 1, device=mask.device)).amax(dim=-1)
         cells = torch.arange(batch * length, device=mask.device).view(batch, length)
+        return self.encode_cells(hidden_states, mask, cells, position_ids)
+
+    def encode_packed(
+        self, hidden_states: torch.Tensor, bounds: torch.Tensor, position_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """The same for sequences that stand one after the other in one row (1, N, E)."""
+        for index, layer in enumerate(self.config.layer_specs):
+            if any(operation.mixes_padding for operation in layer.operations):
+                raise ValueError(f"a packed batch has no padding to mix, but layers[{index}] has mix_padding")
+        lengths = bounds.diff()
+        places = torch.arange(int(lengths.max()), device=bounds.device)
+        cells = (bounds[:-1, None] + places).clamp(max=hidden_states.shape[1] - 1)  # (S, longest)
+        return self.encode_cells(hidden_states, places < lengths[:, None], cells, position_ids)
+
+    def encode_cells(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor, cells: torch.Tensor, position_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """Encodes the real tokens of a batch alone, in groups of sequences of similar length, each cut to its longest.
+
+        Args:
+            hidden_states: (B, L, E)
+            mask: (S, l), true at the real tokens of each of S sequences.
+            cells: (S, l) where those stand in the flattened batch.
+            position_ids: (1 or B, L)
+        """
+        lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=-1)
+        position_ids = position_ids.expand(hidden_states.shape[:2]).flatten()
         groups, indices = [], []
         for rows in lengths.argsort().chunk(MIXING_GROUPS):
             cut = rows, slice(max(1, int(lengths[rows].max())))  # a row may be all padding
             group_mask = mask[cut]
             packing = Packing(tuple(group_mask.shape), group_mask.flatten().nonzero().flatten())
             indices.append(cells[cut][group_mask])
+            padded = hidden_states.new_empty(*group_mask.shape, 0)  # shape, type and device of what is mixed
             group_mask = None if group_mask.all() else group_mask
-            ids = position_ids[:, cut[1]] if len(position_ids) == 1 else position_ids[cut]
-            groups.append((packing, self.mixing_context(hidden_states[cut], group_mask, group_mask, ids)))
-        whole = Packing((batch, length), torch.cat(indices))
+            groups.append((packing, self.mixing_context(padded, group_mask, group_mask, position_ids[cells[cut]])))
+        whole = Packing(tuple(hidden_states.shape[:2]), torch.cat(indices))
         return whole.unpack(self.encode(whole.pack(hidden_states), PackedContext(tuple(groups))))
+
+
+def packed_bounds(shape, attention_mask, position_ids, kwargs) -> torch.Tensor | None:
+    """Where the S sequences of a packed batch begin and the last one ends, (S + 1,); None for any other batch.
+
+    Raises:
+        ValueError: If `cu_seq_lens_q` among the keyword arguments does not fit the batch.
+    """
+    given = kwargs.get("cu_seq_lens_q", kwargs.get("cu_seq_lens_k"))
+    if given is None:
+        if position_ids is None or attention_mask is not None or is_tracing(position_ids):
+            return None
+        if shape[0] != 1 or position_ids.shape[0] != 1:
+            return None
+        row = position_ids[0]
+        starts = row == 0
+        # Positions of one sequence may be anything; those of several start again from 0 and count up.
+        if not starts[0] or starts.sum() < 2 or not ((row.diff() == 1) | starts[1:]).all():
+            return None
+        return nn.functional.pad(starts.nonzero().flatten(), (0, 1), value=len(row))
+    if is_tracing(given):
+        raise ValueError("cu_seq_lens_q: a packed batch cannot be traced or compiled as a whole")
+    bounds = given.flatten().long()
+    fits = len(bounds) > 1 and bounds[0] == 0 and bounds[-1] == shape[1] and (bounds.diff() > 0).all()
+    if shape[0] != 1 or not fits:
+        raise ValueError(
+            f"cu_seq_lens_q: from 0 to the {shape[1]} tokens of one row are expected, each more than the last"
+        )
+    if attention_mask is not None and (attention_mask.dim() != 2 or not attention_mask.bool().all()):
+        raise ValueError("attention_mask: none is expected beside cu_seq_lens_q, a packed batch has no padding")
+    return bounds
 
 
 def softmax_attention_only(config: FlexiBertConfig) -> bool:
@@ -501,7 +594,8 @@ class FlexiBertForSequenceClassification(FlexiBertPreTrainedModel):
             Class indices, or numbers where `config.num_labels` is 1 (mean squared error).
         """
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
-        logits = self.classifier(self.model.pool(outputs.last_hidden_state, attention_mask))  # (B, labels)
+        bounds = packed_bounds(outputs.last_hidden_state.shape, attention_mask, position_ids, kwargs)
+        logits = self.classifier(self.model.pool(outputs.last_hidden_state, attention_mask, bounds))  # (B, labels)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)

@@ -141,6 +141,11 @@ class ScoredAttention(nn.Module):
             mask = add_to_mask(relative_scores(query, distance_embedding) * scaling, mask)
         dropout = self.dropout if self.training else 0.0
         backend = self.config._attn_implementation
+        if "flash" in backend and query.dtype == torch.float32 and not torch.is_autocast_enabled(query.device.type):
+            raise ValueError(
+                f"attn_implementation: {backend} does not compute in float32; load the model with "
+                "dtype=torch.bfloat16, or train it under autocast"
+            )
         # With dropout torch has no fused kernel on CPUs: sdpa takes the same way as eager attention, but slower.
         unfused = backend == "sdpa" and dropout > 0 and query.device.type == "cpu"
         attend = ALL_ATTENTION_FUNCTIONS.get_interface("eager" if unfused else backend, eager_attention_forward)
