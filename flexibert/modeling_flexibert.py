@@ -567,6 +567,50 @@ class FlexiBertClassifier(nn.Linear):
         return super().forward(self.dropout(torch.tanh(self.pooler(state))))
 
 
+class FlexiBertPairClassifier(nn.Linear):
+    """The last linear layer of a head that sees two texts as a state each, u and v: (B, D) twice -> (B, labels).
+
+    Its input is u, v and |u - v|, or for a single number the cosine of u and v.
+    """
+
+    def __init__(self, config: FlexiBertConfig):
+        super().__init__(1 if config.num_labels == 1 else 3 * config.hidden_size, config.num_labels)
+        self.dropout = classifier_dropout(config)
+
+    def forward(self, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        if self.in_features == 1:
+            return super().forward(nn.functional.cosine_similarity(u, v)[:, None])
+        return super().forward(self.dropout(torch.cat([u, v, (u - v).abs()], dim=-1)))
+
+
+def split_pairs(inputs: torch.Tensor, attention_mask: torch.Tensor | None, token_type_ids: torch.Tensor | None, pad):
+    """Pairs "[CLS] a [SEP] b [SEP]", whose second text has token type 1, as texts alone.
+
+    Args:
+        inputs: (B, L) token ids or (B, L, E) embeddings.
+        pad: What stands at padding.
+
+    Returns:
+        (2B, L') or (2B, L', E), first every "[CLS] a [SEP]", then every "[CLS] b [SEP]", and their mask (2B, L').
+
+    Raises:
+        ValueError: There are no token types, or only one of them.
+    """
+    if token_type_ids is None or (not is_tracing(token_type_ids) and not token_type_ids.any()):
+        raise ValueError("token_type_ids: pair_encoding 'separate' needs them to tell two texts apart")
+    real = torch.ones_like(token_type_ids) if attention_mask is None else attention_mask
+    first_token = real.to(torch.int).argmax(dim=-1, keepdim=True)  # under left padding not the first of its row
+    second = (token_type_ids.eq(1) & real.bool()).scatter(1, first_token, True)
+    chosen = torch.cat([token_type_ids.eq(0) & real.bool(), second])
+    order = chosen.to(torch.int).argsort(dim=-1, descending=True, stable=True)
+    if not is_tracing(chosen):
+        order = order[:, : int(chosen.sum(-1).max())]
+    mask = chosen.gather(1, order)
+    index = order if inputs.dim() == 2 else order[..., None].expand(-1, -1, inputs.shape[-1])
+    texts = torch.cat([inputs, inputs]).gather(1, index)
+    return texts.masked_fill(~mask if inputs.dim() == 2 else ~mask[..., None], pad), mask.to(real.dtype)
+
+
 @auto_docstring
 class FlexiBertForSequenceClassification(FlexiBertPreTrainedModel):
     _renamed_weights = {r"^(model\.)?pooler\.": "classifier.pooler."}
@@ -574,7 +618,10 @@ class FlexiBertForSequenceClassification(FlexiBertPreTrainedModel):
     def __init__(self, config: FlexiBertConfig):
         super().__init__(config)
         self.model = FlexiBertModel(config, add_pooling_layer=False)
-        self.classifier = FlexiBertClassifier(config, config.num_labels)
+        if config.pair_encoding == "separate":
+            self.classifier = FlexiBertPairClassifier(config)
+        else:
+            self.classifier = FlexiBertClassifier(config, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -593,9 +640,20 @@ class FlexiBertForSequenceClassification(FlexiBertPreTrainedModel):
         labels (`torch.Tensor` of shape `(batch_size,)`, *optional*):
             Class indices, or numbers where `config.num_labels` is 1 (mean squared error).
         """
+        if self.config.pair_encoding == "separate":
+            if position_ids is not None or kwargs.get("cu_seq_lens_q") is not None:
+                raise ValueError("position_ids: not accepted with pair_encoding 'separate', each text has its own")
+            if input_ids is not None:
+                input_ids, attention_mask = split_pairs(
+                    input_ids, attention_mask, token_type_ids, self.config.pad_token_id or 0
+                )
+            else:
+                inputs_embeds, attention_mask = split_pairs(inputs_embeds, attention_mask, token_type_ids, 0.0)
+            token_type_ids = None
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         bounds = packed_bounds(outputs.last_hidden_state.shape, attention_mask, position_ids, kwargs)
-        logits = self.classifier(self.model.pool(outputs.last_hidden_state, attention_mask, bounds))  # (B, labels)
+        states = self.model.pool(outputs.last_hidden_state, attention_mask, bounds)  # (B, D), (2B, D) of texts alone
+        logits = self.classifier(*states.chunk(2) if self.config.pair_encoding == "separate" else (states,))
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)

@@ -379,6 +379,12 @@ def _add_finetune(commands) -> None:
         "--classifier-pooling", choices=("cls", "mean"), help="what sequence heads see (default: as in the checkpoint)"
     )
     parser.add_argument(
+        "--pair-encoding",
+        choices=("joint", "separate"),
+        help="whether two texts are encoded in one sequence, or each alone and then compared, which small encoders "
+        "learn sooner (default: as in the checkpoint)",
+    )
+    parser.add_argument(
         "--class-weights", choices=("balanced",), help="make rare classes count as much as frequent ones"
     )
     parser.add_argument("--seeds", type=seeds, default=(0,), help="comma-separated; mean and spread are printed")

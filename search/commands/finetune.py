@@ -31,6 +31,7 @@ def main(options) -> None:
         precision={None: "auto", "no": "fp32"}.get(options.precision, options.precision),
         classifier_pooling=options.classifier_pooling,
         class_weights=options.class_weights,
+        pair_encoding=options.pair_encoding,
     )
     trackers = {"report_to": list(options.report_to)} if options.report_to else {}
     with accelerator.main_process_first():
@@ -65,8 +66,10 @@ class Scores:
     def add(self, task: str, runs: Sequence[FinetuningResult]) -> None:
         """A line per metric of a task, mean and spread over seeds."""
         summary = {name: value for name, value in summarize(runs).items() if name != "score"}
+        encoding = runs[0].pair_encoding
         for name, (mean, spread) in summary.items():
             tail = f" +- {100 * spread:.2f} over {len(runs)} seeds" if len(runs) > 1 else ""
+            tail += ", pairs encoded separately" if encoding == "separate" else ""
             print(f"{task:16} {name:24} {100 * mean:7.2f} %{tail}", flush=True)
         self.means[task] = {name: mean for name, (mean, _) in summary.items()}
         self.rows[task] = [dataclasses.asdict(run) for run in runs]

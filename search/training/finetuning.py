@@ -6,11 +6,13 @@ processes share every batch, return the same result, and only the main one write
 """
 
 import contextlib
+import copy
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,11 +25,11 @@ from accelerate.utils import patch_environment
 from datasets import Dataset
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import is_torch_bf16_gpu_available
 
-import flexibert  # noqa: F401  # registers the encoders with the Auto classes
+from flexibert import FlexiBertConfig  # also registers the encoders with the Auto classes
 
 from ..data.tasks import Task
 from ..errors import TrainingDiverged, UserError
@@ -53,6 +55,8 @@ class FinetuningBudget:
         precision: "auto" is bfloat16 where the accelerator has it, else float32.
         classifier_pooling: What the head of a sequence sees, see `FlexiBertConfig`; None is what the checkpoint says.
         class_weights: "balanced" makes rare classes count as much as frequent ones.
+        pair_encoding: How the head sees two texts, see `FlexiBertConfig`; None is what the checkpoint says. "separate"
+            takes the mean of their states where `classifier_pooling` does not say otherwise.
     """
 
     epochs: float = limited(above=0, default=3.0)
@@ -65,6 +69,7 @@ class FinetuningBudget:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     classifier_pooling: Literal["cls", "mean", None] = None
     class_weights: Literal["balanced", None] = None
+    pair_encoding: Literal["joint", "separate", None] = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class FinetuningResult:
         examples_per_second: While training.
         seconds: For everything, loading and evaluation included.
         learning_rate, seed: What it was trained with.
+        pair_encoding: How two texts were seen, "joint" or "separate"; None for tasks of one text.
     """
 
     metrics: dict[str, float]
@@ -88,6 +94,7 @@ class FinetuningResult:
     seconds: float
     learning_rate: float
     seed: int
+    pair_encoding: str | None = None
 
 
 def finetune(
@@ -122,8 +129,10 @@ def finetune(
         raise UserError(f"class weights: {task.name} is {task.task_type.replace('_', ' ')}, which has no classes")
     with quiet(), contextlib.ExitStack() as stack:
         transformers.set_seed(seed)
-        pooling = {"classifier_pooling": budget.classifier_pooling} if budget.classifier_pooling else {}
-        model = load_model(model_dir, head, **pooling)
+        model = load_model(model_dir, head, **head_fields(model_dir, head, budget))
+        if encodes_alone(model):
+            tokenizer = with_token_types(tokenizer)
+            head = replace(head, tokenizer=tokenizer)
         check_fit(model, tokenizer, budget)
         check_vocabulary(model_dir, tokenizer)
         if not task.validation:
@@ -142,6 +151,7 @@ def finetune(
             stack.enter_context(patch_environment(tensorboard_logging_dir=logs / run))
         if arguments.label_smoothing_factor and not head.has_classes:
             raise UserError(f"training arguments: label_smoothing_factor smooths classes, {task.name} has none")
+        start_head(model, head, train)
         weights = head.class_weights(train) if budget.class_weights else None
         trainer = FinetuningTrainer(
             head, weights, model=model, args=arguments, train_dataset=train, processing_class=tokenizer
@@ -164,7 +174,65 @@ def finetune(
         seconds=time.perf_counter() - started,
         learning_rate=budget.learning_rate,
         seed=seed,
+        pair_encoding=getattr(model.config, "pair_encoding", "joint") if head.is_pair else None,
     )
+
+
+def head_fields(model_dir: Path | str, head: TaskType, budget: FinetuningBudget) -> dict[str, str]:
+    """Fields of the configuration that the budget decides.
+
+    Raises:
+        UserError: Two texts are to be encoded alone, but the task has one, or the encoder is not ours.
+    """
+    fields = {"classifier_pooling": budget.classifier_pooling, "pair_encoding": budget.pair_encoding}
+    if budget.pair_encoding == "separate":
+        if not head.is_pair:
+            raise UserError(f"pair encoding: {head.task.name} is no classification or regression of two texts")
+        fields["classifier_pooling"] = budget.classifier_pooling or "mean"
+    if not head.is_pair:
+        fields["pair_encoding"] = "joint"  # the checkpoint may come from a task of two texts
+    if model_type(model_dir) != FlexiBertConfig.model_type:
+        if budget.pair_encoding == "separate":
+            raise UserError(f"pair encoding: 'separate' needs a FlexiBERT, {model_dir} is none")
+        del fields["pair_encoding"]
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def model_type(model_dir: Path | str) -> str:
+    """What `config.json` says, "" where that cannot be read, which loading the model will explain."""
+    try:
+        return PreTrainedConfig.get_config_dict(model_dir)[0].get("model_type", "")
+    except (OSError, ValueError):
+        return ""
+
+
+def encodes_alone(model: PreTrainedModel) -> bool:
+    """Whether the head sees each text of a pair as a state of its own."""
+    return getattr(model.config, "pair_encoding", "joint") == "separate"
+
+
+@lru_cache(maxsize=8)
+def with_token_types(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer, or a copy, that tells of each token in which of two texts it stands, also once it is saved.
+
+    Raises:
+        UserError: It cannot.
+    """
+    if "token_type_ids" not in tokenizer.model_input_names:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.model_input_names = [*tokenizer.model_input_names, "token_type_ids"]
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
+    if 1 not in tokenizer("a", "b")["token_type_ids"]:
+        raise UserError("pair encoding: the tokenizer has no token types, by which 'separate' tells two texts apart")
+    return tokenizer
+
+
+def start_head(model: PreTrainedModel, head: TaskType, features: Dataset) -> None:
+    """Lets a cosine of 0 to 1 stand for the range of the labels: small steps of the optimiser would not get there."""
+    if encodes_alone(model) and model.config.num_labels == 1:
+        labels = np.asarray(features["labels"][:])
+        torch.nn.init.constant_(model.classifier.weight, float(np.ptp(labels)) or 1.0)
+        torch.nn.init.constant_(model.classifier.bias, float(labels.min()))
 
 
 def load_model(model_dir: Path | str, head: TaskType, **fields: Any) -> PreTrainedModel:

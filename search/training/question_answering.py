@@ -34,6 +34,7 @@ class QuestionAnswering:
     hub_task = "question-answering"
     collator = DataCollatorWithPadding
     targets = ("start_positions", "end_positions")
+    is_pair = False
     has_classes = False
 
     def config(self) -> dict[str, Any]:

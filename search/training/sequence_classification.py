@@ -31,6 +31,10 @@ class SequenceClassification:
     has_classes = True
     problem_type: ClassVar[str]
 
+    @property
+    def is_pair(self) -> bool:
+        return len(self.task.text_columns) == 2
+
     def config(self) -> dict[str, Any]:
         """What the task says about the model's configuration."""
         names = self.task.label_names or tuple(f"LABEL_{index}" for index in range(self.task.num_labels))

@@ -31,6 +31,7 @@ class TokenClassification:
     hub_task = "token-classification"
     collator = DataCollatorForTokenClassification
     targets = ("labels",)
+    is_pair = False
     has_classes = True
 
     def config(self) -> dict[str, Any]:
