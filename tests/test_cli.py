@@ -111,6 +111,7 @@ def test_a_search_leaves_a_run_folder_and_says_what_to_try(tmp_path, recipe):
         assert (folder / "best" / name).is_file(), name
     assert (folder / "best" / "tasks" / "word_order" / "model.safetensors").is_file()
     assert (folder / "report" / "report.md").is_file() and list((folder / "report").glob("*.png"))
+    assert summary["best"]["fingerprint"] in (folder / "report" / "index.html").read_text(encoding="utf-8")
     assert "load it" in done.stdout and "fine-tune it" in done.stdout and "publish it" in done.stdout
     assert str(folder / "best") in done.stdout
     assert json.loads((folder / "best" / "config.json").read_text())["layers"] == summary["best"]["layers"]

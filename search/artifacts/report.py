@@ -50,7 +50,7 @@ COLUMNS = (*COSTS, "mlm_loss_nats", "pretraining_seconds", "finetuning_seconds")
 
 
 def write_report(study: optuna.Study, folder: Path) -> list[Path]:
-    """Writes `report.md` and its pictures.
+    """Writes `report.md` and its pictures; `page.write_page` puts the same and more on one page.
 
     A picture that has nothing to show is not written, and removed if an earlier report left it: without a completed
     trial there is none, without predictions of the sampler no `predictions.png`.

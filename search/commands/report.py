@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from ..artifacts.page import write_page
 from ..artifacts.report import summarise, write_report
 from ..files import replace_file, reported
 from ..study.run_folder import RunFolder
@@ -16,5 +17,5 @@ def main(options) -> None:
     with reported(folder.report):
         summary = json.dumps(summarise(study), indent=2, allow_nan=False)
         replace_file(folder.summary, summary)
-        paths = write_report(study, folder.report)
+        paths = [*write_report(study, folder.report), write_page(study, folder.report)]
     print(summary if options.json else "\n".join(map(str, paths)))

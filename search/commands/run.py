@@ -16,6 +16,7 @@ from flexibert import FlexiBertConfig
 from flexibert.spec import Architecture, parse_layers
 
 from ..artifacts.describe import head_group
+from ..artifacts.page import write_page
 from ..artifacts.report import summarise, write_report
 from ..cost import COSTS, SCORE, CostMeter, choose_objectives, limit_option
 from ..data.synthetic_tasks import SELF_MADE_TASKS
@@ -207,6 +208,7 @@ def conclude(study: optuna.Study, folder: RunFolder, finetuning: str, as_json: b
         summary = json.dumps(summarise(study), indent=2, allow_nan=False)
         replace_file(folder.summary, summary)
         write_report(study, folder.report)
+        write_page(study, folder.report)
     best = best_trial(study)
     if best is None:
         raise UserError("no trial finished, there is no encoder to keep")
@@ -226,7 +228,7 @@ def conclude(study: optuna.Study, folder: RunFolder, finetuning: str, as_json: b
         f"  trial {best.number}, architecture {best.user_attrs['fingerprint']}, score {metrics[SCORE]:.2f} %, "
         f"{metrics['parameters']:,} parameters",
         describe(parse_layers(best.user_attrs["layers"])),
-        f"  checkpoint {folder.best}, report {folder.report / 'report.md'}",
+        f"  checkpoint {folder.best}, report {folder.report / 'index.html'}",
         "",
         "Try next:",
         *next_commands(folder, finetuning),

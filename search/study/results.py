@@ -35,6 +35,7 @@ from ..samplers.trials import (
     STOPPED,
     counts,
     is_repetition,
+    is_stopped,
 )
 from .trials import finished, stopped
 
@@ -77,10 +78,12 @@ def problems(study: optuna.Study) -> list[tuple[int, str]]:
 
 
 def count_trials(study: optuna.Study) -> dict[str, int]:
-    """Trials by what became of them; those that repeat another are counted apart from the completed ones."""
-    numbers = dict.fromkeys([*STATES.values(), "repeated"], 0)
+    """Trials by what became of them; those that repeat another are counted apart from the completed ones, and those
+    that a pruner stopped apart from the pruned ones, which were passed over untrained."""
+    numbers = dict.fromkeys([*STATES.values(), "repeated", "stopped"], 0)
     for trial in study.get_trials(deepcopy=False):
-        numbers["repeated" if is_repetition(trial) else STATES[trial.state.name.lower()]] += 1
+        state = "stopped" if is_stopped(trial) else STATES[trial.state.name.lower()]
+        numbers["repeated" if is_repetition(trial) else state] += 1
     return numbers
 
 
