@@ -340,7 +340,7 @@ def _add_run(commands) -> None:
     _add_data(parser, recipe=True)
     _add_tasks(parser, recipe=True)
     _add_budget(parser, recipe=True)
-    _add_training(parser, trackers=False)
+    _add_training(parser)
 
 
 def _add_json(parser, what: str) -> None:

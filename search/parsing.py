@@ -96,7 +96,7 @@ def _value(f: dataclasses.Field, value: Any, path: str) -> Any:
         if not isinstance(value, dict):
             raise UserError(f"{path}: expected {f.metadata.get('noun', 'an object')}")
         return value
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else _dataclass(kind, value, path)
     known = f.metadata.get("known")
     if get_origin(kind) is Literal:

@@ -99,8 +99,8 @@ def facts(study: optuna.Study, order: Sequence[Result]) -> list[tuple[str, str]]
     found = [(f"best {describe.label(name)}", describe.number(order[0].score))] if order else []
     if order and "parameters" in order[0].metrics:
         found.append(("its parameters", describe.number(order[0].metrics["parameters"])))
-    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished() and trial.duration]
-    found.append(("time of all trials", duration(sum(trial.duration.total_seconds() for trial in ended))))
+    times = [trial.duration for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    found.append(("time of all trials", duration(sum(time.total_seconds() for time in times if time is not None))))
     for phase in ("pretraining_seconds", "finetuning_seconds"):
         seconds = np.nansum(metric(order, phase)) if order else 0.0
         if seconds:

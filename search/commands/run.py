@@ -91,7 +91,7 @@ def main(options) -> None:
             progress,
             find_source=weights.find_source if isinstance(weights, FromNearest) else None,
             after_trial=after_trial,
-            pruning=PRUNERS.get(recipe.pruner),
+            pruning=PRUNERS[recipe.pruner] if recipe.pruner else None,
         )
         if accelerator.is_main_process:
             if known or strange:
@@ -170,7 +170,7 @@ def build_evaluator(
         tasks=tasks,
         pretraining=recipe.pretraining,
         finetuning=recipe.finetuning,
-        costs=CostMeter(recipe.pretraining.sequence_length, accelerator.device, wanted),
+        costs=CostMeter(recipe.pretraining.sequence_length, accelerator.device, sorted(wanted)),
         cards=TrialCards(
             data.corpus.name, tasks, recipe.finetuning, options.seed, search, options.glue, data.teacher_name
         ),

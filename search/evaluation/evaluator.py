@@ -15,13 +15,14 @@ from flexibert.spec import Architecture
 
 from ..artifacts.checkpoint import save_checkpoint
 from ..artifacts.model_card import write_card
-from ..cost import SCORE, CostMeter
+from ..cost import SCORE, CostMeter, count_parameters
 from ..data.tasks import Task
 from ..progress import RunProgress
 from ..study.watch import Watch
 from ..training.finetuning import FinetuningBudget, FinetuningResult, finetune
 from ..training.pretraining import PretrainingBudget, PretrainingResult, pretrain
 from .cards import TrialCards
+from .curves import Log, curves
 from .first_weights import FirstWeights
 from .weight_transfer import ENOUGH_OVERLAP
 
@@ -71,19 +72,27 @@ class Evaluator:
         set_seed(self.seed)
         model, given = self.first_weights.model(layers, source)
         budget = dataclasses.replace(self.pretraining, steps=0) if (given or 0) >= ENOUGH_OVERLAP else self.pretraining
-        pretrained = self._pretrain(model, budget, watch)
-        if self.accelerator.is_main_process:
-            save_checkpoint(model, self.tokenizer, folder, self.cards.card(folder.name, budget, pretrained, {}))
-        self.accelerator.wait_for_everyone()
-        results = {task.name: self._finetune(task, folder, watch) for task in self.tasks}
-        if self.accelerator.is_main_process:
-            write_card(folder, self.cards.card(folder.name, budget, pretrained, results))
-        transferred = {} if given is None else {"transferred_percent": 100 * given}
-        return {**self.costs.metrics(model.config), **collect_metrics(pretrained, results), **transferred}
+        known = {"fingerprint": model.config.fingerprint, "parameters": count_parameters(model.config)}
+        with curves(self.accelerator, folder.name, known) as log:
+            pretrained = self._pretrain(model, budget, watch, log)
+            if self.accelerator.is_main_process:
+                save_checkpoint(model, self.tokenizer, folder, self.cards.card(folder.name, budget, pretrained, {}))
+            self.accelerator.wait_for_everyone()
+            results = {task.name: self._finetune(task, folder, watch) for task in self.tasks}
+            if self.accelerator.is_main_process:
+                write_card(folder, self.cards.card(folder.name, budget, pretrained, results))
+            transferred = {} if given is None else {"transferred_percent": 100 * given}
+            measured = collect_metrics(pretrained, results)
+            metrics = {**self.costs.metrics(model.config), **measured, **transferred}
+            log(metrics, budget.steps)
+        return metrics
 
-    def _pretrain(self, model: FlexiBertForMaskedLM, budget: PretrainingBudget, watch: Watch) -> PretrainingResult:
+    def _pretrain(
+        self, model: FlexiBertForMaskedLM, budget: PretrainingBudget, watch: Watch, log: Log
+    ) -> PretrainingResult:
         def progress(done: int, loss: float, rate: float) -> None:
             self.progress.update("pretraining", done, budget.steps, loss, rate)
+            log({"loss": loss, "tokens_per_second": rate}, done)
             watch.tick()
 
         try:

@@ -47,7 +47,8 @@ class FirstWeights(Protocol):
         fields: Of `FlexiBertConfig`, all but the layers.
     """
 
-    fields: Mapping[str, Any]
+    @property
+    def fields(self) -> Mapping[str, Any]: ...
 
     def model(self, layers: Architecture, source: Path | None = None) -> FirstModel:
         """A candidate; `source` is the checkpoint that `FromNearest.find_source` chose for it, if any."""

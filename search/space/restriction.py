@@ -58,7 +58,7 @@ def around(space: SearchSpace, layers: Architecture, path: str) -> SearchSpace:
     return space.restrict(choices)
 
 
-def _list(value: Any) -> list:
+def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
