@@ -164,7 +164,7 @@ class Half:
 HALVES = {
     "design": Half(
         tasks=("glue", "cola", "mrpc", "qqp"),
-        taught=("taught_widths",),
+        taught=("taught_widths", "taught_layers"),
         kinds=("additive", "gaussian process", "forest"),
         spaces=("flexibert_cpu", "autobert_zero_tiny", "nas_bench_bert"),
     ),

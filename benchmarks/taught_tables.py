@@ -55,9 +55,18 @@ SPACES = {
         "feed_forward_size": [64, 128, 256],
         "feed_forward_depth": [1, 2],
     },
+    "taught_layers": {
+        "num_layers": [2, 4],
+        "hidden_size": [48, 96],
+        "num_heads": [2, 4],
+        "operations": OPERATIONS,
+        "feed_forward_size": [96, 192],
+        "feed_forward_depth": [1, 3],
+        "mixed_feed_forward": True,
+    },
     "taught_heads": {
         "num_layers": [1, 2, 3],
-        "hidden_size": [64, 96],
+        "hidden_size": [48, 96],
         "num_heads": [2, 3],
         "operations": [
             *OPERATIONS[:3],
@@ -71,7 +80,7 @@ SPACES = {
 
 LENGTH = 32
 BATCH_SIZE = 12
-STEPS = {"taught_widths": 80, "taught_heads": 50}
+STEPS = {"taught_widths": 80, "taught_layers": 40, "taught_heads": 50}
 VALIDATION_SEQUENCES = 96
 LEARNING_RATE = 3e-3
 EMBEDDING_SIZE = 64
