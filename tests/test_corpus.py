@@ -20,8 +20,10 @@ from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from search.data import blocks as blocks_module
 from search.data.blocks import tokenized_blocks
-from search.data.corpus import Corpus, documents, load_corpus, quiet
+from search.data.corpus import Corpus, load_corpus
+from search.data.documents import documents
 from search.data.python_text import python_documents
+from search.data.sources import quiet
 from search.data.tokenizer import load_tokenizer, train_tokenizer
 from search.errors import UserError
 
@@ -143,7 +145,7 @@ def test_shared_wikipedia(shared):
 @pytest.mark.parametrize(
     "content, options, message",
     [
-        ("text\n\n", {}, "corresponds to no data"),
+        ("text\n\n", {}, "bad.csv: no rows"),
         ("text,b\n ,1\n,2\n", {}, "bad: the corpus is empty"),
         ("text\nOnly one.\n", {}, "holds one document"),
         ("text,b\nOne.,1\nTwo.,2\n", {"text_column": "body"}, "no column 'body', there are text, b"),

@@ -10,8 +10,9 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from search.data.corpus import Corpus, load_corpus, quiet
+from search.data.corpus import Corpus, load_corpus
 from search.data.glue import GLUE_COLUMNS, GLUE_LABELS
+from search.data.sources import quiet
 from search.data.synthetic_tasks import SELF_MADE_TASKS
 from search.data.tasks import load_tasks
 from search.errors import UserError
@@ -204,8 +205,10 @@ def test_own_class_names(tmp_path):
 
 
 def test_own_labels_that_are_lists(tmp_path):
-    data = {"text": ["a", "b"], "label": [[0, 1], [1]]}
-    says("not one label a row", save(tmp_path / "many", train=data, validation=data))
+    data = {"text": ["a", "b"], "label": [[{"a": 1}], [{"a": 2}]]}
+    says("many, train, row 0: label [{'a': 1}], accepted are", save(tmp_path / "many", train=data, validation=data))
+    data = {"text": ["a", "b"], "label": [{"name": "x"}, {"name": "y"}]}
+    says("not one label a row", save(tmp_path / "dicts", train=data, validation=data))
 
 
 def test_own_regression_of_pairs_with_named_columns(tmp_path):
@@ -215,7 +218,7 @@ def test_own_regression_of_pairs_with_named_columns(tmp_path):
     assert (task.metric, task.num_labels, task.label_names) == ("regression", 1, ())
     assert task.train.column_names == ["left", "right", "closeness"]
     assert rows(task.train) == [("a", "c", 0.5), ("b", "d", 4.0)]
-    says("3 columns hold text, where 1 or 2 are expected", folder)
+    says("3 columns hold text, and no rule says which to take", folder)
 
 
 def test_own_question_answering(tmp_path):
@@ -261,7 +264,7 @@ def test_a_single_file_is_split_by_hash(tmp_path):
     assert parts[0] == parts[1]
     (tmp_path / "same.csv").write_text("text,label\nx,1\nx,0\n", encoding="utf-8")
     says("same: all examples have the same text", f"{tmp_path / 'same.csv'}:text:label")
-    says("first, train: no column 'label', there are what, kind", f"{tmp_path / 'first.csv'}:what:label")
+    says("first: no column 'label', there are what, kind", f"{tmp_path / 'first.csv'}:what:label")
 
 
 def test_minus_one_is_a_class_where_nothing_is_zero(tmp_path):
@@ -281,7 +284,7 @@ GOOD = {"text": ["a", "b", "c"], "label": [0, 1, 0]}
 BAD = {
     "missing label": ({"text": ["a"]}, {"text": ["a"]}, "", "bad, train: no column 'label', there are text"),
     "misnamed text": (GOOD, GOOD, ":body:label", "bad, train: no column 'body', there are text, label"),
-    "missing in validation": (GOOD, {"text": ["a"]}, "", "bad, validation, row 0: label None, accepted are 0, 1"),
+    "missing in validation": (GOOD, {"text": ["a"]}, "", "bad, validation: no column 'label', there are text"),
     "number for text": (
         {"text": [1, 2], "label": [0, 1]}, {"text": [1], "label": [0]}, ":text:label",
         "column 'text' holds Value('int64'), not text",
@@ -294,7 +297,7 @@ BAD = {
     "not a number": (
         {"text": ["a"], "label": [float("nan")]}, {"text": ["a"], "label": [0.5]}, "", "accepted are finite numbers",
     ),
-    "empty": (GOOD, {"text": [], "label": []}, "", 'bad: Instruction "validation" corresponds to no data'),
+    "empty": (GOOD, {"text": [], "label": []}, "", "validation.parquet: no rows"),
 }  # fmt: skip
 
 

@@ -172,7 +172,7 @@ def build_evaluator(
         finetuning=recipe.finetuning,
         costs=CostMeter(recipe.pretraining.sequence_length, accelerator.device, sorted(wanted)),
         cards=TrialCards(
-            data.corpus.name, tasks, recipe.finetuning, options.seed, search, options.glue, data.teacher_name
+            data.corpus.name, tasks, recipe.finetuning, options.seed, search, data.teacher_name
         ),
         seed=options.seed,
         accelerator=accelerator,

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
 from .cache import content_key, make_once
-from .corpus import documents
+from .documents import documents
 
 
 def tokenized_blocks(

@@ -9,7 +9,7 @@ from datasets import Dataset
 from filelock import FileLock
 
 from ..files import replace_folder, reported
-from .corpus import documents
+from .documents import documents
 
 
 def content_key(dataset: Dataset, *settings) -> str:

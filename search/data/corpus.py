@@ -1,29 +1,16 @@
 """Text to learn from: corpora out of files, folders and the Hub."""
 
-import contextlib
 import hashlib
-import logging
-import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import datasets
 from datasets import Dataset
 
 from ..errors import UserError
+from .documents import documents, is_text, numbered_documents
 from .python_text import python_documents
+from .sources import load_source, source_name
 
-
-READERS = {
-    ".parquet": ("parquet", {}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".csv": ("csv", {"keep_default_na": False, "na_values": [""]}),  # "None" and "NA" are words
-    ".txt": ("text", {"sample_by": "paragraph"}),
-}
-"""Ending of a file -> how `datasets` reads it. Documents in plain text are separated by blank lines."""
 
 MAX_VALIDATION_ROWS = 2000
 
@@ -42,14 +29,16 @@ class Corpus:
     validation: Dataset
 
 
-def load_corpus(source: str | None = None, config: str | None = None, text_column: str = "text") -> Corpus:
+def load_corpus(
+    source: str | None = None, config: str | None = None, text_column: str = "text", encoding: str | None = None
+) -> Corpus:
     """Text from anywhere, split into train and validation.
 
     Args:
-        source: Data set on the Hub, folder in `datasets` layout, parquet, JSON, CSV or plain text file, folder of
-            files; None is the English documentation that comes with every Python.
+        source: What `load_source` reads; None is the English documentation that comes with every Python.
         config: Configuration of the data set, where it has several.
         text_column: Column that holds the documents.
+        encoding: Of text files, by default UTF-8.
 
     Returns:
         The splits "train" and "validation" of the source. Without "validation", a tenth of the documents (at most
@@ -62,7 +51,7 @@ def load_corpus(source: str | None = None, config: str | None = None, text_colum
         name, splits = "python-documentation", {"train": Dataset.from_dict({text_column: python_documents()})}
     else:
         name = "/".join(filter(None, [source_name(source), config]))
-        splits = load_splits(source, config)
+        splits = load_source(source, config, encoding).splits
     if "train" not in splits:
         raise UserError(f"{name}: there is no split 'train' to learn from, only {', '.join(splits)}")
     train = _text_only(splits["train"], text_column, name)
@@ -76,79 +65,6 @@ def load_corpus(source: str | None = None, config: str | None = None, text_colum
     return Corpus(name, train, validation)
 
 
-def source_name(source: str) -> str:
-    """A short name of a source: a Hub id as it is, the last part of a path."""
-    return Path(source).resolve().stem if Path(source).expanduser().exists() else source
-
-
-def load_splits(source: str, config: str | None = None) -> datasets.DatasetDict:
-    """All splits of a Hub data set, a folder in `datasets` layout, or a file.
-
-    Raises:
-        UserError: It does not exist, cannot be reached, or is not what its name says.
-    """
-    path = Path(source).expanduser()
-    reader, options = READERS.get(path.suffix, (None, {}))
-    try:
-        with quiet():
-            if path.is_file():
-                if reader is None:
-                    raise UserError(f"{source}: unknown kind of file, accepted are {', '.join(READERS)}")
-                if path.stat().st_size == 0:
-                    raise UserError(f"{source}: the file is empty")
-                return datasets.load_dataset(reader, data_files={"train": str(path)}, **options)
-            if path.is_dir():
-                kinds = {file.suffix for file in path.iterdir()} & READERS.keys() if config is None else set()
-                options = READERS[kinds.pop()][1] if len(kinds) == 1 else {}
-                return datasets.load_dataset(str(path), config, **options)
-            if reader or source.startswith((".", "/", "~")) or source.count("/") > 1:
-                raise UserError(f"{source}: no such file or folder")
-            return datasets.load_dataset(source, config)
-    except UserError:
-        raise
-    except Exception as error:  # Readers let through whatever their parsers raise, StopIteration included.
-        place = source if path.exists() else f"{source}: no such file or folder here, and not had from the Hub"
-        raise UserError(f"{place}: {one_line(error)}") from None
-
-
-def one_line(error: Exception) -> str:
-    """What a library's exception says, without line breaks and at a readable length."""
-    return textwrap.shorten(str(error.__cause__ or error), 400) or type(error).__name__
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without progress bars, and without the warnings of each attempt to reach the Hub."""
-    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub", "transformers")]
-    levels = [logger.level for logger in loggers]
-    bars = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
-        if bars:
-            datasets.enable_progress_bars()
-
-
-def documents(dataset: Dataset) -> Iterator[str]:
-    """The texts of a corpus in order, without rows that hold none."""
-    return (text for _, text in _numbered_documents(dataset))
-
-
-def _numbered_documents(dataset: Dataset) -> Iterator[tuple[int, str]]:
-    texts = (text for batch in dataset.iter(batch_size=256) for text in batch["text"])
-    return ((row, text) for row, text in enumerate(texts) if text and not text.isspace())
-
-
-def is_text(feature: Any) -> bool:
-    """Whether a column of this feature holds strings."""
-    return getattr(feature, "dtype", None) in ("string", "large_string")
-
-
 def _text_only(dataset: Dataset, text_column: str, name: str) -> Dataset:
     if text_column not in dataset.column_names:
         raise UserError(f"{name}: no column {text_column!r}, there are {', '.join(dataset.column_names)}")
@@ -160,7 +76,7 @@ def _text_only(dataset: Dataset, text_column: str, name: str) -> Dataset:
 
 def _set_aside(dataset: Dataset, name: str) -> tuple[Dataset, Dataset]:
     """Train and validation, where a source has no split for it."""
-    texts = dict(_numbered_documents(dataset))
+    texts = dict(numbered_documents(dataset))
     if len(texts) == 1:
         raise UserError(
             f"{name}: holds one document, but some are set aside for validation; give more documents (blank lines "

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from ..errors import UserError
 from .blocks import batched
 from .cache import content_key, make_once
-from .corpus import documents
+from .documents import documents
 
 
 SENTENCES = (1, 1, 2, 4, 64)

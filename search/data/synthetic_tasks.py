@@ -11,7 +11,8 @@ from random import Random
 from datasets import Dataset
 
 from ..errors import UserError
-from .corpus import Corpus, documents
+from .corpus import Corpus
+from .documents import documents
 
 
 SELF_MADE_TASKS = {

@@ -9,7 +9,9 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
 from ..errors import UserError
 from .cache import content_key, make_once
-from .corpus import Corpus, documents, one_line, quiet
+from .corpus import Corpus
+from .documents import documents
+from .sources import one_line, quiet
 
 
 def load_tokenizer(

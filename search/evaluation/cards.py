@@ -3,12 +3,10 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..artifacts.model_card import CardFacts, Score
 from ..data.tasks import Task
-from ..metrics import GLUE_TASKS
 from ..training.finetuning import FinetuningBudget, FinetuningResult
 from ..training.objectives import MASKED_LM, objective_weights
 from ..training.pretraining import PretrainingBudget, PretrainingResult
@@ -51,7 +49,6 @@ class TrialCards:
         tasks, finetuning: What candidates are fine-tuned on, and how long.
         seed: Of all trials.
         search: How architectures were found, as names and values.
-        glue: Where GLUE tasks came from, a folder or a Hub id.
         teacher: Name of the teacher, if there is one.
     """
 
@@ -60,7 +57,6 @@ class TrialCards:
     finetuning: FinetuningBudget
     seed: int
     search: Mapping[str, Any]
-    glue: str
     teacher: str = ""
 
     def card(
@@ -76,11 +72,11 @@ class TrialCards:
                 task.name,
                 f"{metric}_percent",
                 100 * value,
-                f"{task.name} ({len(task.train):,} training examples)",
+                _words_about(task),
                 budget=self._budget(),
                 seeds=(self.seed,),
                 task_type=TASK_TYPES[task.task_type].hub_task,
-                **self._hub_data_set(task),
+                **_hub_data_set(task),
             )
             for task in self.tasks
             if task.name in results
@@ -94,8 +90,12 @@ class TrialCards:
         length = f"{budget.epochs:g} epochs" if budget.max_steps < 0 else f"{budget.max_steps} steps"
         return f"{length}, batch {budget.batch_size}, learning rate {budget.learning_rate:g}"
 
-    def _hub_data_set(self, task: Task) -> dict[str, str]:
-        """The task's data set on the Hub, if it came from there."""
-        if task.name not in GLUE_TASKS or Path(self.glue).exists():
-            return {}
-        return {"hub_dataset": self.glue, "config": task.name}
+
+def _words_about(task: Task) -> str:
+    """What a task was measured on: its size, and of one's own data what was used of them."""
+    return f"{task.name} ({'; '.join(filter(None, [f'{len(task.train):,} training examples', task.columns]))})"
+
+
+def _hub_data_set(task: Task) -> dict[str, str | None]:
+    """The task's data set on the Hub, if it came from there."""
+    return {"hub_dataset": task.hub_dataset, "config": task.config} if task.hub_dataset else {}

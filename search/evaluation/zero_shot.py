@@ -10,7 +10,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 import flexibert  # noqa: F401  # registers the encoders with the Auto classes
 
-from ..data.corpus import one_line, quiet
+from ..data.sources import one_line, quiet
 from ..data.tasks import Task
 from ..errors import UserError
 from ..metrics import correlations

@@ -15,8 +15,8 @@ from transformers import AutoModel, PreTrainedModel
 
 import flexibert  # noqa: F401  # registers the encoders with the Auto classes
 
-from ..data.corpus import one_line, quiet
 from ..data.passages import Passages
+from ..data.sources import one_line, quiet
 from ..errors import UserError
 from ..files import replace_file, reported
 
