@@ -74,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_finetune(commands)
     _add_evaluate(commands)
     _add_report(commands)
+    _add_export(commands)
     _add_publish(commands)
     _add_list(commands)
     parser.set_defaults(**vars(parser.parse_args(["run"])))
@@ -414,6 +415,25 @@ def _add_report(commands) -> None:
     parser.add_argument("run_folder", metavar="RUN", help="run folder, for instance runs/quickstart")
     parser.add_argument("--storage", help="Optuna storage URL, where the run used one")
     _add_json(parser, "the summary, instead of the paths of what was written,")
+
+
+def _add_export(commands) -> None:
+    parser = _command(commands, "export", "write a checkpoint as ONNX or OpenVINO, for runtimes without PyTorch")
+    parser.add_argument("folder", metavar="CHECKPOINT", help="folder or Hub id, for instance runs/quickstart/best")
+    parser.add_argument("--output", metavar="DIR", help="folder for the files (default: CHECKPOINT/RUNTIME)")
+    parser.add_argument("--runtime", default="onnx", help="onnx or openvino")
+    parser.add_argument(
+        "--precision",
+        type=names,
+        default=("float32", "int8"),
+        help="comma-separated: float32, float16, int8 (weights beforehand, activations while it runs), int8-static "
+        "(activations calibrated on --corpus)",
+    )
+    parser.add_argument("--encoder", action="store_true", help="without the head: last states instead of logits")
+    parser.add_argument(
+        "--calibration-texts", type=positive, default=128, metavar="N", help="so many texts of --corpus at the most"
+    )
+    _add_data(parser, recipe=False)
 
 
 def _add_publish(commands) -> None:
