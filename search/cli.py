@@ -8,6 +8,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 from .cost import COSTS, SCORE, limit_option
 from .errors import TrainingDiverged, UserError, without_secrets
@@ -141,6 +142,21 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def tasks(text: str) -> tuple[str, ...]:
+    """Names between commas; what stands between two of them and is a path stays whole."""
+    parts, found = text.split(","), []
+    while parts:
+        size = next((n for n in range(1, len(parts) + 1) if _is_path(",".join(parts[:n]).strip())), 1)
+        found.append(",".join(parts[:size]).strip())
+        del parts[:size]
+    return tuple(filter(None, found))
+
+
+def _is_path(name: str) -> bool:
+    """Whether this is a file or folder, with or without columns behind colons."""
+    return any(Path(path).expanduser().exists() for path in (name, name.rsplit(":", 2)[0]) if path)
+
+
 def seeds(text: str) -> tuple[int, ...]:
     return tuple(seed(part.strip()) for part in text.split(","))
 
@@ -191,6 +207,11 @@ def _add_data(parser, recipe: bool) -> None:
             "they must (default: %(default)s)",
         )
     group.add_argument(
+        "--encoding",
+        metavar="NAME",
+        help="of text files, such as latin-1 (default: utf-8, whatever marks it begins with)",
+    )
+    group.add_argument(
         "--text-column", default="text", help="column of the corpus that holds the text (default: %(default)s)"
     )
 
@@ -223,9 +244,17 @@ def _add_tasks(parser, recipe: bool) -> None:
     group = parser.add_argument_group("tasks")
     text = "comma-separated: GLUE tasks, all, word_order, next_sentence, or own data as path[:text[+text2]:label]"
     if recipe:
-        group.add_argument("--tasks", type=names, default=argparse.SUPPRESS, help=f"{text} (default: {RECIPE})")
+        group.add_argument("--tasks", type=tasks, default=argparse.SUPPRESS, help=f"{text} (default: {RECIPE})")
     else:
-        group.add_argument("--tasks", type=names, required=True, help=text)
+        group.add_argument("--tasks", type=tasks, required=True, help=text)
+    group.add_argument(
+        "--validation", metavar="DATA", help="own data to validate with, for one task of one's own (default: a split)"
+    )
+    group.add_argument(
+        "--task-type",
+        choices=("classification", "regression"),
+        help="what numbers in the label column of own data mean (default: said with the reason)",
+    )
     group.add_argument("--glue", default="nyu-mll/glue", help="Hub id or folder of GLUE")
     suffix = f" (default: {RECIPE})" if recipe else ""
     group.add_argument(

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.blocks import tokenized_blocks
 from ..data.corpus import Corpus, load_corpus
 from ..data.passages import passages
+from ..data.tasks import OwnData
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..progress import RunProgress
@@ -92,6 +93,11 @@ def override(recipe: Recipe, options) -> Recipe:
     return dataclasses.replace(recipe, **changes)
 
 
+def own_data(options) -> OwnData:
+    """How one's own data are read, as the command line says."""
+    return OwnData(options.task_type, options.validation, options.encoding)
+
+
 @dataclass(frozen=True)
 class Data:
     """The text of a run, ready for training: blocks are (N, L) token ids, or passages with a teacher's states."""
@@ -116,7 +122,7 @@ def load_data(recipe: Recipe, options, accelerator: Accelerator, progress: RunPr
     if recipe.teacher is not None:
         return load_taught_data(recipe, options, accelerator, progress, cache)
     with accelerator.main_process_first():
-        corpus = load_corpus(recipe.corpus, recipe.corpus_config, options.text_column)
+        corpus = load_corpus(recipe.corpus, recipe.corpus_config, options.text_column, options.encoding)
         tokenizer = load_tokenizer(recipe.tokenizer, corpus, cache, recipe.vocab_size)
         blocks = tokenized_blocks(corpus.train, tokenizer, length, cache)
         validation_blocks = tokenized_blocks(corpus.validation, tokenizer, length, cache)
@@ -128,7 +134,7 @@ def load_taught_data(recipe: Recipe, options, accelerator: Accelerator, progress
     """The same under a teacher, which reads as much of the text as the training will see, once."""
     budget = recipe.pretraining
     with accelerator.main_process_first():
-        corpus = load_corpus(recipe.corpus, recipe.corpus_config, options.text_column)
+        corpus = load_corpus(recipe.corpus, recipe.corpus_config, options.text_column, options.encoding)
         teacher = Teacher(recipe.teacher)
         tokenizer = load_tokenizer(recipe.teacher, corpus, cache)
         if recipe.tokenizer is not None:

@@ -14,7 +14,7 @@ from ..metrics import RULES, average
 from ..study.run_folder import CACHE
 from ..training.finetuning import FinetuningBudget, FinetuningResult
 from ..training.finetuning_runs import finetune_tasks, summarize
-from .common import start
+from .common import own_data, start
 
 
 def main(options) -> None:
@@ -35,9 +35,12 @@ def main(options) -> None:
     )
     trackers = {"report_to": list(options.report_to)} if options.report_to else {}
     with accelerator.main_process_first():
-        corpus = load_corpus(options.corpus, options.corpus_config, options.text_column)
+        corpus = load_corpus(options.corpus, options.corpus_config, options.text_column, options.encoding)
         tokenizer = load_tokenizer(options.tokenizer or options.model, corpus, Path("runs") / CACHE)
-        tasks = load_tasks(options.tasks, corpus, options.glue, options.max_train_examples)
+        tasks = load_tasks(options.tasks, corpus, options.glue, options.max_train_examples, options=own_data(options))
+    for task in tasks if accelerator.is_main_process else ():
+        if task.columns:
+            print(f"{task.name}: {task.columns}", flush=True)
     scores = Scores(output)
     finetune_tasks(
         options.model,

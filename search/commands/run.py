@@ -40,7 +40,7 @@ from ..study.search import Search
 from ..study.storage import open_study, study_name
 from ..study.trials import best_trial, finished
 from ..study.workers import this_worker
-from .common import Data, interpreter, load_data, override, start
+from .common import Data, interpreter, load_data, override, own_data, start
 
 
 def main(options) -> None:
@@ -142,6 +142,8 @@ def identity(recipe: Recipe, options) -> dict[str, Any]:
         "tasks": data.pop("tasks"),
         "glue": options.glue if recipe.tasks else None,
     }
+    own = {name: getattr(options, name) for name in ("validation", "task_type", "encoding")}
+    objective |= {name: value for name, value in own.items() if value is not None}
     supernet = None if options.supernet is None else weights_digest(options.supernet)
     bounds = {limit_option(name): getattr(options, limit_option(name)) for name in COSTS}
     fixed = {"space": data.pop("space"), "objective": objective, "seed": options.seed, "supernet": supernet}
@@ -154,7 +156,12 @@ def build_evaluator(
     """An evaluator with the recipe's data, tasks and budgets."""
     data = load_data(recipe, options, accelerator, progress, folder.path.parent)
     with accelerator.main_process_first():
-        tasks = load_tasks(recipe.tasks, data.corpus, options.glue, recipe.max_train_examples)
+        tasks = load_tasks(
+            recipe.tasks, data.corpus, options.glue, recipe.max_train_examples, options=own_data(options)
+        )
+    for task in tasks:
+        if task.columns:
+            progress.say(f"{task.name}: {task.columns}")
     wanted = {*options.objectives, *limits(options)}
     search = {
         "recipe": recipe.description,
@@ -171,9 +178,7 @@ def build_evaluator(
         pretraining=recipe.pretraining,
         finetuning=recipe.finetuning,
         costs=CostMeter(recipe.pretraining.sequence_length, accelerator.device, sorted(wanted)),
-        cards=TrialCards(
-            data.corpus.name, tasks, recipe.finetuning, options.seed, search, data.teacher_name
-        ),
+        cards=TrialCards(data.corpus.name, tasks, recipe.finetuning, options.seed, search, data.teacher_name),
         seed=options.seed,
         accelerator=accelerator,
         progress=progress,
@@ -199,6 +204,8 @@ def finetuning_options(recipe: Recipe, options) -> str:
         given["--glue"] = options.glue
     elif task in SELF_MADE_TASKS:
         given |= {"--corpus": recipe.corpus, "--corpus-config": recipe.corpus_config}
+    else:
+        given |= {"--validation": options.validation, "--task-type": options.task_type}
     return " ".join(f"{option} {shlex.quote(value)}" for option, value in given.items() if value is not None)
 
 
