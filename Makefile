@@ -35,7 +35,7 @@ style: $(READY)
 # the site in site/, from docs/ and the docstrings; warnings are errors
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # torch comes first: with it installed, no other package asks for its largest build
 $(READY): pyproject.toml constraints.txt

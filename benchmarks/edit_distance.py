@@ -1,6 +1,6 @@
 """How exact is the edit distance, how fast, and how well do vectors of architectures stand for it?
 
-    python benchmarks/edit_distance.py --reference ../shared/reference/graphs/ged.json \
+    python benchmarks/edit_distance.py --reference CERTIFIED.json \
         --output benchmarks/results/edit_distance.json
 
 Exactness: random pairs of 2 to 4 layers of FlexiBERT's space are solved by an integer programme (HiGHS) until its

@@ -1,6 +1,6 @@
 """Fine-tuning speed: this package against the settings of transformers' GLUE example, in one run.
 
-    python benchmarks/finetuning_speed.py --glue FOLDER --tokenizer FOLDER [--model FOLDER]
+    python benchmarks/finetuning_speed.py --tokenizer google-bert/bert-base-uncased [--model FOLDER]
 
 The example (`run_glue.py`) pads every text to `max_length` and draws batches at random; here batches are padded to
 their longest text and grouped by length. Model, data, steps, batch size, learning rate, schedule and seeds are the
@@ -108,8 +108,8 @@ def show(measured: dict[str, dict], ratio: float) -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--glue", required=True, help="folder of GLUE in the layout of nyu-mll/glue")
-    parser.add_argument("--tokenizer", required=True, help="folder of a tokenizer")
+    parser.add_argument("--glue", default="nyu-mll/glue", help="Hub id, or folder of the same layout")
+    parser.add_argument("--tokenizer", required=True, help="folder or Hub id")
     parser.add_argument("--model", type=Path, help="folder of an encoder (default: BERT-Tiny's shape, random weights)")
     parser.add_argument("--task", default="sst2", help="GLUE task with one validation split (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each way, one per seed (default: %(default)s)")

@@ -1,6 +1,6 @@
 """Encoders of BERT-Mini's budget on equal terms: same text, tokenizer, token budget, recipe and fine-tuning for all.
 
-    python benchmarks/like_for_like.py --data ../shared/data --output benchmarks/results/like_for_like \
+    python benchmarks/like_for_like.py --output benchmarks/results/like_for_like \
         [--searched runs/NAME/best] [--models bert-mini,fnet-mini] [--seeds 0,1,2] [--steps N] ...
     python benchmarks/like_for_like.py --output benchmarks/results/like_for_like --table
 
@@ -95,8 +95,9 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of the JSON files")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, train nothing")
     parser.add_argument("--work", type=Path, default=Path("runs/like_for_like"), help="checkpoints, caches")
-    parser.add_argument("--data", default="../shared/data", help="folder or Hub id of text and GLUE")
-    parser.add_argument("--corpus-config", default="wikipedia")
+    parser.add_argument("--corpus", default="wikimedia/wikipedia", help="folder or Hub id of text")
+    parser.add_argument("--corpus-config", default="20231101.en")
+    parser.add_argument("--glue", default="nyu-mll/glue", help="folder or Hub id of GLUE")
     parser.add_argument("--tokenizer", help="folder or Hub id; trained on the text otherwise")
     parser.add_argument("--models", type=lambda text: text.split(","), help="default: all")
     parser.add_argument("--searched", help="checkpoint whose architecture joins as the model 'searched'")
@@ -139,12 +140,12 @@ class Experiment:
             precision={"no": "fp32"}.get(options.precision, options.precision),
         )
         cache = options.work / ".cache"
-        self.corpus = load_corpus(options.data, options.corpus_config)
+        self.corpus = load_corpus(options.corpus, options.corpus_config)
         self.tokenizer = load_tokenizer(options.tokenizer, self.corpus, cache)
         self.blocks = tokenized_blocks(self.corpus.train, self.tokenizer, 128, cache)
         self.validation_blocks = tokenized_blocks(self.corpus.validation, self.tokenizer, 128, cache)
         tasks = [name for name in GLUE_TASKS if name != "wnli"]
-        loaded = load_tasks(tasks, self.corpus, options.data, options.max_train_examples)
+        loaded = load_tasks(tasks, self.corpus, options.glue, options.max_train_examples)
         self.tasks = [shorten(task, options.max_validation_examples) for task in loaded]
         self.settings = {
             "corpus": self.corpus.name,

@@ -1,18 +1,21 @@
 #!/bin/sh
 # What needs an accelerator, in steps of at most ten minutes each:
 #
-#     benchmarks/on_gpu.sh STEP RESULTS [DATA]
+#     benchmarks/on_gpu.sh STEP RESULTS
 #
 # STEP is operations (bf16 against float32, every operation), models (speed against transformers' models), training
 # (tokens per second and utilisation of pretraining), trainer (against transformers' Trainer) or like_for_like (goes on
-# from what RESULTS holds; call it until it prints "all runs are there"). DATA is needed by the last two. SMOKE=1 makes
-# all of it small enough for a processor. RESULTS has to outlive the calls, and the environment needs the package with
-# its test extra. The exit status is that of the step; 124 means that its time was up.
+# from what RESULTS holds; call it until it prints "all runs are there"). The last two read CORPUS, CORPUS_CONFIG, GLUE
+# and TOKENIZER, which are Hub ids or, on a machine without network (HF_HUB_OFFLINE=1), folders. SMOKE=1 makes all of it
+# small enough for a processor. RESULTS has to outlive the calls, and the environment needs the package with its test
+# extra. The exit status is that of the step; 124 means that its time was up.
 set -eu
-step=$1 results=$2 data=${3:-../shared/data}
+step=$1 results=$2
+corpus=${CORPUS:-wikimedia/wikipedia} config=${CORPUS_CONFIG:-20231101.en} glue=${GLUE:-nyu-mll/glue}
+tokenizer=${TOKENIZER:-google-bert/bert-base-uncased}
 python=${PYTHON:-python}
 limit=${LIMIT:-570}
-export PYTHONPATH="${PYTHONPATH:-.}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
+export PYTHONPATH="${PYTHONPATH:-.}" TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 mkdir -p "$results"
 
 run() {
@@ -42,7 +45,7 @@ training)
     fi
     ;;
 trainer)
-    set -- --corpus "$data" --corpus-config wikipedia_small --tokenizer "$data/tokenizers/bert-base-uncased" \
+    set -- --corpus "$corpus" --corpus-config "$config" --tokenizer "$tokenizer" \
         --output "$results/pretraining_speed.json"
     if [ -n "${SMOKE:-}" ]; then
         run benchmarks/pretraining_speed.py "$@" --batch-sizes 2 --rounds 1 --steps 4
@@ -54,11 +57,11 @@ like_for_like)
     if [ -n "${SMOKE:-}" ]; then
         set -- --steps 2 --models bert-mini --seeds 0
     else
-        set -- --corpus-config wikipedia_large --tokenizer "$data/tokenizers/bert-base-uncased" --steps 4000 \
-            --batch-size 256 --max-train-examples 5000 --max-validation-examples 10000 --finetuning-epochs 3
+        set -- --tokenizer "$tokenizer" --steps 4000 --batch-size 256 \
+            --max-train-examples 5000 --max-validation-examples 10000 --finetuning-epochs 3
     fi
-    run benchmarks/like_for_like.py --output "$results/like_for_like" --work "$results/work" --data "$data" \
-        --searched model_cards/searched "$@"
+    run benchmarks/like_for_like.py --output "$results/like_for_like" --work "$results/work" --corpus "$corpus" \
+        --corpus-config "$config" --glue "$glue" --searched model_cards/searched "$@"
     ;;
 *)
     echo "unknown step $step, known: operations, models, training, trainer, like_for_like" >&2

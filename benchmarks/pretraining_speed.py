@@ -1,7 +1,7 @@
 """Speed of masked-language-model training: this package against BertForMaskedLM in transformers' Trainer, in one run.
 
-    python benchmarks/pretraining_speed.py --corpus ../shared/data --corpus-config wikipedia_small \
-        --tokenizer ../shared/data/tokenizers/bert-base-uncased
+    python benchmarks/pretraining_speed.py --corpus wikimedia/wikipedia --corpus-config 20231101.en \
+        --tokenizer google-bert/bert-base-uncased
 
 Both train BERT of one shape from the same first weights on the same blocks of tokens, with batches of the same size,
 the same optimiser and schedule. The peer is what one would write: Trainer with DataCollatorForLanguageModeling and its

@@ -1,7 +1,7 @@
 """Compares search policies: who finds a good encoder with the fewest trainings?
 
-    python benchmarks/search_policies.py --mode design --shared ../shared --output design.json
-    python benchmarks/search_policies.py --mode pool --table ../shared/bench/nas_bench_bert/architectures.json \
+    python benchmarks/search_policies.py --mode design --table BERT_benchmark.json --output design.json
+    python benchmarks/search_policies.py --mode pool --table BERT_benchmark.json \
         --policies boshnas,random,forest-ei --seeds 30 --evaluations 100 --output pool.json
 
 `--mode design`, `--mode held-back`: the two halves of a protocol of many problems, see `search_problems.py`. A run
@@ -130,7 +130,7 @@ def compare_in_protocol(options: argparse.Namespace, names: Sequence[str]) -> No
     results = {"mode": options.mode, "problems": {}, "seconds": {}}
     if options.output.exists():
         results = json.loads(options.output.read_text(encoding="utf-8"))
-    for name, make in problems(HALVES[options.mode], options.shared, options.seeds):
+    for name, make in problems(HALVES[options.mode], options.table, options.seeds):
         done = results["problems"].setdefault(name, {})
         lacking = [policy for policy in names if policy not in done]
         instances = make() if lacking else ()
@@ -160,9 +160,8 @@ def compare_in_table(options: argparse.Namespace, names: Sequence[str], problem:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--mode", choices=[*HALVES, "pool", "oracle"], required=True)
-    parser.add_argument("--table", type=Path, help="JSON list of trained encoders, for pool and oracle")
+    parser.add_argument("--table", type=Path, required=True, help="JSON list of trained encoders")
     parser.add_argument("--metric", default="glue", help="which of the table's scores")
-    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with bench/nas_bench_bert")
     parser.add_argument("--policies", help="comma-separated: " + ", ".join(POLICIES))
     parser.add_argument("--seeds", type=int, help="runs of a policy; in the protocol 3 of a problem, else 30")
     parser.add_argument("--evaluations", type=int, default=EVALUATIONS, help="of a run, for pool and oracle")
@@ -183,8 +182,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"--output: {options.output} holds results of another mode")
         compare_in_protocol(options, names)
         return 0
-    if options.table is None:
-        parser.error("--table: pool and oracle need one")
     try:
         make = {"pool": pool_problem, "oracle": oracle_problem}[options.mode]
         problem = make(*read_table(options.table, options.metric))

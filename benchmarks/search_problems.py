@@ -112,7 +112,6 @@ NOISES = (0.0, 0.5, 1.0)
 WHOLE = 0.999
 """In whole spaces the top 0.1% is to be found."""
 
-_BENCH = Path("bench/nas_bench_bert/architectures.json")
 _RESULTS = Path(__file__).resolve().parent / "results"
 
 _KERNELS = [{"op": "lightweight_convolution", "kernel_size": size} for size in (3, 15)]
@@ -177,13 +176,13 @@ HALVES = {
 }
 
 
-def problems(half: Half, shared: Path, subsets: int) -> Iterator[tuple[str, Callable[[], list[Problem]]]]:
+def problems(half: Half, table: Path, subsets: int) -> Iterator[tuple[str, Callable[[], list[Problem]]]]:
     """Names of a half's problems, and what makes `subsets` searches of each.
 
     Args:
-        shared: Folder with NAS-Bench-BERT.
+        table: NAS-Bench-BERT, see `search_tables.py`.
     """
-    tables = [(f"table/{task}", shared / _BENCH, task) for task in half.tasks]
+    tables = [(f"table/{task}", table, task) for task in half.tasks]
     tables += [(f"table/{name}", _RESULTS / f"{name}.json", "taught") for name in half.taught]
     for name, path, metric in tables:
         yield name, lambda path=path, metric=metric, name=name: _subsets(*read_table(path, metric), name, subsets)

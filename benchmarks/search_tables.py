@@ -1,4 +1,8 @@
-"""Tables of trained encoders: which ones, how good, and the space that they span."""
+"""Tables of trained encoders: which ones, how good, and the space that they span.
+
+NAS-Bench-BERT (Serianni and Kalita, ACL 2023, CC BY 4.0) is `data/BERT_benchmark.json` of
+github.com/aaronserianni/training-free-nas, at commit 9b59a62666f133230a0c65fabe40538e43ab3253.
+"""
 
 import json
 import math
@@ -24,9 +28,9 @@ OPERATIONS = {
 def read_table(path: Path, metric: str = "glue") -> tuple[SearchSpace, list[Architecture], np.ndarray]:
     """The space that a table spans, its different architectures, and their (N,) scores in percent.
 
-    Layers are written as in NAS-Bench-BERT or as layer specs. The space has every choice that some encoder of the
-    table has; NAS-Bench-BERT's table spans its whole space. An encoder that was trained twice has the mean of its
-    scores.
+    Layers are written as in NAS-Bench-BERT or as layer specs; what is not `completed` is left out. The space has every
+    choice that some encoder of the table has; NAS-Bench-BERT's table spans its whole space. An encoder that was
+    trained twice has the mean of its scores.
 
     Raises:
         UserError: With the number of the item that is no encoder with a score; or there is none.
@@ -35,7 +39,10 @@ def read_table(path: Path, metric: str = "glue") -> tuple[SearchSpace, list[Arch
     items = json.loads(path.read_text(encoding="utf-8"))
     for number, item in enumerate(items):
         try:
-            layers = parse_layers([_layer(layer, item) for layer in item["layers"]])
+            if not item.get("completed", True):
+                continue
+            encoder = _encoder(item)
+            layers = parse_layers([_layer(layer, encoder) for layer in encoder["layers"]])
             score = float(item["scores"][metric])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}[{number}]: {type(error).__name__} {error}") from None
@@ -75,14 +82,22 @@ def spanned(architectures: Sequence[Architecture]) -> SearchSpace:
     )
 
 
-def _layer(layer: dict, item: dict) -> dict:
+def _encoder(item: dict) -> dict:
+    """The part of an item that describes its encoder; the published table has it among the settings of training."""
+    if "layers" in item:
+        return item
+    settings = item["hparams"]["model_hparam_overrides"]
+    return {"hidden_size": settings["hidden_size"], "layers": settings["nas_config"]["encoder_layers"]}
+
+
+def _layer(layer: dict, encoder: dict) -> dict:
     if "operations" in layer:
         return layer
     kind, parameter = layer["operation_type"], layer["operation_parameter"]
     convolution = {"op": "dynamic_convolution", "kernel_size": parameter}
     operation = convolution if kind == "DSC" else OPERATIONS[kind, parameter]
     return {
-        "hidden_size": item["hidden_size"],
+        "hidden_size": encoder["hidden_size"],
         "operations": [{**operation, "num_heads": layer["num_operation_heads"]}],
         "feed_forward": [layer["feed_forward_dimension"]] * layer["num_feed_forward"],
     }

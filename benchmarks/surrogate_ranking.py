@@ -1,6 +1,6 @@
 """How well surrogates rank trained encoders that they have not seen.
 
-    python benchmarks/surrogate_ranking.py --table ../shared/bench/nas_bench_bert/architectures.json --seeds 30
+    python benchmarks/surrogate_ranking.py --table BERT_benchmark.json --seeds 30
 
 Every seed draws 20, 50 and 100 encoders of a table at random; the surrogate is fitted on them and ranks the others.
 Prints the mean Kendall tau between its ranking and the scores. Results: `benchmarks/results/README.md`.

@@ -1,7 +1,9 @@
 """Tables of really trained encoders for `search_policies.py`: random members of a space, each taught for some seconds.
 
-    python benchmarks/taught_tables.py --table taught_widths --teacher ../shared/models/all-MiniLM-L6-v2 \
-        --corpus ../shared/data/pretrain/wikipedia/train-00000.parquet --output taught_widths.json
+    python benchmarks/taught_tables.py --table taught_widths --teacher sentence-transformers/all-MiniLM-L6-v2 \
+        --corpus train-00000-of-00041.parquet --output taught_widths.json
+
+CORPUS is a parquet file with a column text, as wikimedia/wikipedia on the Hub has them in 20231101.en.
 
 Every encoder learns to say the teacher's last states of 32 tokens of Wikipedia through a linear map (one minus cosine,
 for each token and for the mean over tokens), all of them from the same frozen embeddings, the first principal
@@ -91,7 +93,7 @@ class Lessons:
     """Embeddings and a teacher's states of (N, 32) tokens, validation last."""
 
     @torch.no_grad()
-    def __init__(self, teacher: Path, corpus: Path, sequences: int):
+    def __init__(self, teacher: str, corpus: Path, sequences: int):
         tokenizer = AutoTokenizer.from_pretrained(teacher)
         model = AutoModel.from_pretrained(teacher, dtype=torch.float32).eval()
         text = pandas.read_parquet(corpus)["text"][:400]
@@ -141,7 +143,7 @@ def teach(layers: Architecture, lessons: Lessons, steps: int, seed: int) -> floa
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--table", choices=SPACES, required=True)
-    parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--teacher", required=True, help="folder or Hub id")
     parser.add_argument("--corpus", type=Path, required=True, help="parquet file with a column text")
     parser.add_argument("--encoders", type=int, default=240)
     parser.add_argument("--output", type=Path, required=True)

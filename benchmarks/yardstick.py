@@ -1,6 +1,6 @@
 """Is fine-tuning right? A published encoder through this package's fine-tuning, beside published numbers.
 
-    python benchmarks/yardstick.py --model ../shared/models/all-MiniLM-L6-v2 --glue ../shared/data \
+    python benchmarks/yardstick.py --model sentence-transformers/all-MiniLM-L6-v2 \
         --output benchmarks/results/yardstick [--tasks mrpc,rte] [--learning-rates 5e-5,1e-4] [--epochs 5] ...
     python benchmarks/yardstick.py --output benchmarks/results/yardstick --table
 
@@ -80,8 +80,10 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder of the JSON files")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, train nothing")
-    parser.add_argument("--model", default="../shared/models/all-MiniLM-L6-v2", help="folder or Hub id of an encoder")
-    parser.add_argument("--glue", default="../shared/data", help="folder or Hub id of GLUE")
+    parser.add_argument(
+        "--model", default="sentence-transformers/all-MiniLM-L6-v2", help="folder or Hub id of an encoder"
+    )
+    parser.add_argument("--glue", default="nyu-mll/glue", help="folder or Hub id of GLUE")
     parser.add_argument(
         "--tasks", type=lambda text: text.split(","), default=[task for task in GLUE_TASKS if task != "wnli"]
     )

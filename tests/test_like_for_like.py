@@ -68,7 +68,8 @@ def test_cards_hold_the_numbers_of_the_results(results, tmp_path):
 @pytest.mark.slow
 def test_a_stopped_experiment_goes_on_and_its_winner_becomes_a_resident(shared, tmp_path, monkeypatch):
     def run(work, output):
-        arguments = ["--data", str(shared / "data"), "--corpus-config", "wikipedia_small", "--models", "fnet-mini"]
+        text = ["--corpus", str(shared / "data"), "--corpus-config", "wikipedia_small"]
+        arguments = [*text, "--glue", str(shared / "data"), "--models", "fnet-mini"]
         tokenizer = ["--tokenizer", str(shared / "data/tokenizers/bert-base-uncased"), "--precision", "no"]
         main([*arguments, *tokenizer, *TINY, "--seeds", "1", "--work", str(work), "--output", str(output)])
         return json.loads((output / "fnet-mini-seed1.json").read_text())

@@ -47,6 +47,21 @@ def table(tmp_path):
     return path
 
 
+def test_the_published_form_of_the_benchmark_is_the_same_table(table, tmp_path):
+    items = json.loads(table.read_text(encoding="utf-8"))
+    published = []
+    for item in items:
+        encoder = {"hidden_size": item["hidden_size"], "nas_config": {"encoder_layers": item["layers"]}}
+        settings = {"learning_rate": 5e-4, "model_hparam_overrides": encoder}
+        published.append({"completed": True, "scores": item["scores"], "hparams": settings})
+    published.insert(3, {"completed": False, "is_running": True, "hparams": published[0]["hparams"]})
+    path = tmp_path / "published.json"
+    path.write_text(json.dumps(published), encoding="utf-8")
+    space, architectures, scores = read_table(table)
+    other_space, others, other_scores = read_table(path)
+    assert other_space == space and others == architectures and other_scores.tolist() == scores.tolist()
+
+
 def compare(table, tmp_path, mode, policies, seeds=2, evaluations=12):
     output = tmp_path / f"{mode}.json"
     arguments = ["--table", table, "--mode", mode, "--policies", policies, "--seeds", seeds]
@@ -209,7 +224,8 @@ def test_noise_belongs_to_the_member():
 def test_the_protocol_counts_evaluations_and_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(HALVES, "design", Half((), (), ("additive",), ("nas_bench_bert",)))
     monkeypatch.setattr("benchmarks.search_policies.EVALUATIONS", 14)
-    arguments = ["--mode", "design", "--seeds", "2", "--output", str(tmp_path / "design.json"), "--policies"]
+    output = ["--table", "none.json", "--output", str(tmp_path / "design.json")]
+    arguments = ["--mode", "design", "--seeds", "2", *output, "--policies"]
     assert main([*arguments, "random"]) == 0
     first = json.loads((tmp_path / "design.json").read_text())
     assert main([*arguments, "random,forest-ei"]) == 0
@@ -221,7 +237,7 @@ def test_the_protocol_counts_evaluations_and_goes_on(tmp_path, monkeypatch, caps
     assert len(both["problems"]) == 3
     assert "all (3) | random |" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        main(["--mode", "held-back", "--output", str(tmp_path / "design.json")])
+        main(["--mode", "held-back", *output])
     assert "results of another mode" in capsys.readouterr().err
 
 
