@@ -26,7 +26,8 @@ from transformers import AutoTokenizer, Trainer, default_data_collator
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 from search.data.tasks import Task, load_tasks
 from search.metrics import compute, primary
-from search.training.finetuning import FinetuningBudget, build_arguments, finetune, load_model, quiet
+from search.training.encoders import load_model
+from search.training.finetuning import FinetuningBudget, build_arguments, finetune, quiet
 from search.training.task_types import create_head
 
 

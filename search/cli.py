@@ -138,6 +138,16 @@ def seconds(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted, expected a number from 0 to 1")
+    return value
+
+
 def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
@@ -413,6 +423,17 @@ def _add_finetune(commands) -> None:
         choices=("joint", "separate"),
         help="whether two texts are encoded in one sequence, or each alone and then compared, which small encoders "
         "learn sooner (default: as in the checkpoint)",
+    )
+    parser.add_argument(
+        "--teacher-model",
+        metavar="DIR",
+        help="fine-tuned model whose logits are learnt beside the labels, or a folder with one a task",
+    )
+    parser.add_argument(
+        "--temperature", type=positive_float, default=2.0, metavar="T", help="of the logits of --teacher-model"
+    )
+    parser.add_argument(
+        "--label-weight", type=share, default=0.5, metavar="N", help="of the labels beside --teacher-model, 0 to 1"
     )
     parser.add_argument(
         "--class-weights", choices=("balanced",), help="make rare classes count as much as frequent ones"

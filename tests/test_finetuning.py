@@ -253,6 +253,24 @@ def test_questions_are_shortened_so_that_context_fits(tokenizer):
     assert max(windows["length"]) <= 24
 
 
+@pytest.mark.parametrize("max_length", [8, 12, 13, 15, 18])
+def test_short_windows_advance_and_cover_the_context(tokenizer, max_length):
+    data = questions(20, 0)
+    head = QuestionAnswering(question_task(data, data), tokenizer, max_length)
+    windows = head.features(data, "train")
+    assert max(windows["length"]) <= max_length
+    for row, example in enumerate(data):
+        spans = [span for window in windows if window["row"] == row for span in window["context_offsets"]]
+        covered = {place for start, end in spans if start >= 0 for place in range(start, end)}
+        assert covered == {place for place, character in enumerate(example["context"]) if character != " "}
+
+
+def test_windows_without_room_for_a_context(tokenizer):
+    data = questions(3, 0)
+    with pytest.raises(UserError, match="numbers, train: 6 tokens are too few for a question, a context and"):
+        QuestionAnswering(question_task(data, data), tokenizer, 6).features(data, "train")
+
+
 def test_spans_do_not_run_backwards_nor_too_far():
     from search.training.question_answering import best_spans
 

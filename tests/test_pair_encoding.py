@@ -14,7 +14,8 @@ from transformers import AutoModelForSequenceClassification, pipeline
 from flexibert import FlexiBertConfig, FlexiBertForSequenceClassification
 from search.data.tasks import Task
 from search.errors import UserError
-from search.training.finetuning import finetune, with_token_types
+from search.training.finetuning import finetune
+from search.training.pair_encoding import with_token_types
 
 
 PAIRS = [("word1 word2 good", "bad"), ("word3", "word4 word5 word6 word7"), ("good ?", "word8 bad")]

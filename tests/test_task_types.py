@@ -23,7 +23,8 @@ from transformers import pipeline
 
 from search.data.tasks import Task
 from search.errors import UserError
-from search.training.finetuning import build_arguments, finetune, load_model
+from search.training.encoders import load_model
+from search.training.finetuning import build_arguments, finetune
 from search.training.finetuning_trainer import FinetuningTrainer
 from search.training.task_types import TASK_TYPES, create_head
 

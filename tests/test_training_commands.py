@@ -86,12 +86,26 @@ def refused(capsys, *arguments) -> str:
         (("--tasks", "good", "--output", "."), "good exists and is no checkpoint; name a new folder or an empty one"),
         (("--tasks", "good", "--tokenizer", "same_size"), "the tokenizer is another one than that of model: "),
         (("--tasks", "good", "--report-to", "nonsense"), "--report-to: nonsense is not there, "),
+        (("--tasks", "good", "--pair-encoding", "separate"), "pair encoding: no task is a classification or "),
+        (("--tasks", "good", "--teacher-model", "model"), "model is not fine-tuned: it has no weights for "),
+        (("--tasks", "good", "--label-weight", "1.5"), "'1.5' is not accepted, expected a number from 0 to 1"),
         (("--tasks", "good", "--max-length", "33"), "max_length 33 is beyond the 32 positions of the model"),
         (("--tasks", "good", "--learning-rate", "1e36", "--batch-size", "2"), "a lower learning rate may help"),
     ],
 )
 def test_finetune_refuses(capsys, folder, arguments, message):
     assert message in refused(capsys, *FINETUNE, *arguments)
+
+
+def test_scores_of_earlier_tasks_are_kept(capsys, folder):
+    for name in ("mood", "tone"):
+        Path(name).mkdir()
+        for split in ("train", "validation"):
+            Path(name, f"{split}.csv").write_text(Path("good", f"{split}.csv").read_text(encoding="utf-8"), "utf-8")
+        assert main([*FINETUNE, "--tasks", name, "--output", "both"]) == 0
+    assert set(json.loads(Path("both/scores.json").read_text(encoding="utf-8"))) == {"mood", "tone"}
+    Path("both/scores.json").write_text("[1]", encoding="utf-8")
+    assert "both/scores.json holds no scores" in refused(capsys, *FINETUNE, "--tasks", "mood", "--output", "both")
 
 
 @pytest.mark.parametrize(

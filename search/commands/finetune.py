@@ -14,6 +14,7 @@ from ..metrics import RULES, average
 from ..study.run_folder import CACHE
 from ..training.finetuning import FinetuningBudget, FinetuningResult
 from ..training.finetuning_runs import finetune_tasks, summarize
+from ..training.soft_labels import TaskTeacher
 from .common import own_data, start
 
 
@@ -51,6 +52,9 @@ def main(options) -> None:
         output,
         options.sweep,
         start_from=options.start_from,
+        teacher=TaskTeacher(options.teacher_model, options.temperature, options.label_weight)
+        if options.teacher_model
+        else None,
         report=scores.add if accelerator.is_main_process else lambda task, runs: None,
         **trackers,
     )
@@ -63,8 +67,20 @@ class Scores:
 
     def __init__(self, output: Path | None):
         self.file = output and output / "scores.json"
-        self.rows: dict[str, list[dict]] = {}
+        self.rows: dict[str, list[dict]] = self.earlier()
         self.means: dict[str, dict[str, float]] = {}
+
+    def earlier(self) -> dict[str, list[dict]]:
+        """Scores of tasks that were fine-tuned before, which those of this start come beside."""
+        if self.file is None or not self.file.is_file():
+            return {}
+        try:
+            rows = json.loads(self.file.read_text(encoding="utf-8"))
+        except ValueError:
+            rows = None
+        if not isinstance(rows, dict):
+            raise UserError(f"{self.file} holds no scores; move it away or name another folder")
+        return rows
 
     def add(self, task: str, runs: Sequence[FinetuningResult]) -> None:
         """A line per metric of a task, mean and spread over seeds."""

@@ -6,37 +6,33 @@ processes share every batch, return the same result, and only the main one write
 """
 
 import contextlib
-import copy
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import datasets
 import numpy as np
-import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import patch_environment
 from datasets import Dataset
-from safetensors import SafetensorError
-from tokenizers import Tokenizer
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import is_torch_bf16_gpu_available
-
-from flexibert import FlexiBertConfig  # also registers the encoders with the Auto classes
 
 from ..data.tasks import Task
 from ..errors import TrainingDiverged, UserError
 from ..files import replace_folder, reported
 from ..metrics import primary
 from ..parsing import limited
+from .encoders import check_fit, check_vocabulary, load_model
 from .finetuning_trainer import FinetuningTrainer, Ticking
+from .pair_encoding import encodes_alone, head_fields, start_head, with_token_types
+from .soft_labels import SOFT_LABELS, SoftLabels
 from .task_types import TaskType, create_head
 
 
@@ -105,6 +101,7 @@ def finetune(
     seed: int = 0,
     output_dir: Path | None = None,
     tick: Callable[[], None] | None = None,
+    soft_labels: SoftLabels | None = None,
     **training_arguments: Any,
 ) -> FinetuningResult:
     """Trains an encoder with a new head on a task and evaluates it on all of the task's validation splits.
@@ -116,6 +113,7 @@ def finetune(
         output_dir: Where a checkpoint with head and tokenizer is left, and what trackers write; one that stands there
             is replaced at the end.
         tick: Called every ten steps or so, on all processes; may raise, which ends the training.
+        soft_labels: What a teacher says about the training examples, to learn as well.
         training_arguments: Fields of transformers' `TrainingArguments` that overrule those made from the budget, such
             as `report_to`, `gradient_accumulation_steps` or `disable_tqdm=False`.
 
@@ -129,15 +127,19 @@ def finetune(
         raise UserError(f"class weights: {task.name} is {task.task_type.replace('_', ' ')}, which has no classes")
     with quiet(), contextlib.ExitStack() as stack:
         transformers.set_seed(seed)
-        model = load_model(model_dir, head, **head_fields(model_dir, head, budget))
+        model = load_model(
+            model_dir, head, **head_fields(model_dir, head, budget.pair_encoding, budget.classifier_pooling)
+        )
         if encodes_alone(model):
             tokenizer = with_token_types(tokenizer)
             head = replace(head, tokenizer=tokenizer)
-        check_fit(model, tokenizer, budget)
+        check_fit(model, tokenizer, budget.max_length)
         check_vocabulary(model_dir, tokenizer)
         if not task.validation:
             raise UserError(f"{task.name} has no validation split")
         train = head.features(task.train, "train")
+        if soft_labels is not None:
+            train = train.add_column(SOFT_LABELS, list(soft_labels.logits))
         validation = {split: (head.features(dataset, split), dataset) for split, dataset in task.validation.items()}
 
         scratch = stack.enter_context(tempfile.TemporaryDirectory())
@@ -154,7 +156,7 @@ def finetune(
         start_head(model, head, train)
         weights = head.class_weights(train) if budget.class_weights else None
         trainer = FinetuningTrainer(
-            head, weights, model=model, args=arguments, train_dataset=train, processing_class=tokenizer
+            head, weights, soft_labels, model=model, args=arguments, train_dataset=train, processing_class=tokenizer
         )
         trainer.remove_callback(PrinterCallback)
         if tick is not None:
@@ -176,115 +178,6 @@ def finetune(
         seed=seed,
         pair_encoding=getattr(model.config, "pair_encoding", "joint") if head.is_pair else None,
     )
-
-
-def head_fields(model_dir: Path | str, head: TaskType, budget: FinetuningBudget) -> dict[str, str]:
-    """Fields of the configuration that the budget decides.
-
-    Raises:
-        UserError: Two texts are to be encoded alone, but the task has one, or the encoder is not ours.
-    """
-    fields = {"classifier_pooling": budget.classifier_pooling, "pair_encoding": budget.pair_encoding}
-    if budget.pair_encoding == "separate":
-        if not head.is_pair:
-            raise UserError(f"pair encoding: {head.task.name} is no classification or regression of two texts")
-        fields["classifier_pooling"] = budget.classifier_pooling or "mean"
-    if not head.is_pair:
-        fields["pair_encoding"] = "joint"  # the checkpoint may come from a task of two texts
-    if model_type(model_dir) != FlexiBertConfig.model_type:
-        if budget.pair_encoding == "separate":
-            raise UserError(f"pair encoding: 'separate' needs a FlexiBERT, {model_dir} is none")
-        del fields["pair_encoding"]
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def model_type(model_dir: Path | str) -> str:
-    """What `config.json` says, "" where that cannot be read, which loading the model will explain."""
-    try:
-        return PreTrainedConfig.get_config_dict(model_dir)[0].get("model_type", "")
-    except (OSError, ValueError):
-        return ""
-
-
-def encodes_alone(model: PreTrainedModel) -> bool:
-    """Whether the head sees each text of a pair as a state of its own."""
-    return getattr(model.config, "pair_encoding", "joint") == "separate"
-
-
-@lru_cache(maxsize=8)
-def with_token_types(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer, or a copy, that tells of each token in which of two texts it stands, also once it is saved.
-
-    Raises:
-        UserError: It cannot.
-    """
-    if "token_type_ids" not in tokenizer.model_input_names:
-        tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.model_input_names = [*tokenizer.model_input_names, "token_type_ids"]
-        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
-    if 1 not in tokenizer("a", "b")["token_type_ids"]:
-        raise UserError("pair encoding: the tokenizer has no token types, by which 'separate' tells two texts apart")
-    return tokenizer
-
-
-def start_head(model: PreTrainedModel, head: TaskType, features: Dataset) -> None:
-    """Lets a cosine of 0 to 1 stand for the range of the labels: small steps of the optimiser would not get there."""
-    if encodes_alone(model) and model.config.num_labels == 1:
-        labels = np.asarray(features["labels"][:])
-        torch.nn.init.constant_(model.classifier.weight, float(np.ptp(labels)) or 1.0)
-        torch.nn.init.constant_(model.classifier.bias, float(labels.min()))
-
-
-def load_model(model_dir: Path | str, head: TaskType, **fields: Any) -> PreTrainedModel:
-    """The encoder in float32 with the task's head; a head of another task is replaced.
-
-    Args:
-        fields: Of the configuration, to overrule those of the checkpoint.
-
-    Raises:
-        UserError: There is no encoder, its weights are not all there, or its configuration has no such field.
-    """
-    if Path(model_dir).exists() and not Path(model_dir, "config.json").is_file():
-        raise UserError(f"{model_dir} is no folder of a model: it has no config.json")
-    try:
-        model, loading = head.auto_class.from_pretrained(
-            model_dir,
-            **head.config(),
-            **fields,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise UserError(f"{model_dir} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    new = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
-    lost = sorted(name for name in new if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name)
-    if lost:
-        raise UserError(f"{model_dir} lacks weights of the encoder: {lost[0]} and {len(lost) - 1} more")
-    model.accepts_loss_kwargs = False  # the loss is that of `FinetuningTrainer`
-    return model
-
-
-def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, budget: FinetuningBudget) -> None:
-    """Raises UserError where the tokenizer is of another vocabulary, or examples are longer than the positions."""
-    # Embeddings may be padded to a multiple of up to 128 rows for speed.
-    if not len(tokenizer) <= model.config.vocab_size < len(tokenizer) + 128:
-        raise UserError(
-            f"the tokenizer has {len(tokenizer)} tokens, but the model was made for {model.config.vocab_size}"
-        )
-    positions = getattr(model.config, "max_position_embeddings", budget.max_length)
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            positions -= module.padding_idx + 1  # RoBERTa counts positions from behind its padding index.
-    if budget.max_length > positions:
-        raise UserError(f"max_length {budget.max_length} is beyond the {positions} positions of the model")
-
-
-def check_vocabulary(model_dir: Path | str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises UserError where the model came with a tokenizer of other tokens; equal sizes hide that."""
-    own = Path(model_dir, "tokenizer.json")
-    if own.is_file() and Tokenizer.from_file(str(own)).get_vocab() != tokenizer.get_vocab():
-        raise UserError(f"the tokenizer is another one than that of {model_dir}: the same numbers mean other tokens")
 
 
 def build_arguments(

@@ -13,6 +13,8 @@ from ..data.tasks import Task
 from ..errors import TrainingDiverged, UserError
 from ..files import check_place
 from .finetuning import FinetuningBudget, FinetuningResult, finetune
+from .soft_labels import TaskTeacher
+from .task_types import is_pair
 
 
 LEARNING_RATES = (2e-5, 5e-4)
@@ -89,6 +91,7 @@ def finetune_tasks(
     sweep_trials: int = 0,
     learning_rates: Sequence[float] | None = None,
     start_from: Path | None = None,
+    teacher: TaskTeacher | None = None,
     report: Callable[[str, list[FinetuningResult]], None] = lambda task, results: None,
     **training_arguments: Any,
 ) -> dict[str, list[FinetuningResult]]:
@@ -100,6 +103,7 @@ def finetune_tasks(
             The first seed serves for it.
         start_from: A checkpoint fine-tuned on MNLI that the tasks of `FROM_MNLI` start from instead of `model_dir`;
             may be `output_dir / "mnli"` of this very call, since MNLI comes first.
+        teacher: A fine-tuned model, or one a task, whose logits are learnt too.
         report: Told about each task as soon as it is done, so that an error in a later one loses nothing.
         training_arguments: As for `finetune`.
 
@@ -112,15 +116,19 @@ def finetune_tasks(
     """
     tasks = sorted(tasks, key=lambda task: task.name != "mnli")
     check_folders(tasks, output_dir, start_from)
+    if budget.pair_encoding == "separate" and not any(map(is_pair, tasks)):
+        raise UserError("pair encoding: no task is a classification or regression of two texts")
     results = {}
     for task in tasks:
         start = start_from if start_from is not None and task.name in FROM_MNLI else model_dir
-        chosen = budget
+        chosen = budget if is_pair(task) else replace(budget, pair_encoding=None)
+        if teacher is not None:
+            training_arguments["soft_labels"] = teacher.read(task, budget.max_length)
         if sweep_trials or learning_rates:
             best, *_ = sweep(
-                start, task, tokenizer, budget, seeds[0], sweep_trials, learning_rates, **training_arguments
+                start, task, tokenizer, chosen, seeds[0], sweep_trials, learning_rates, **training_arguments
             )
-            chosen = replace(budget, learning_rate=best.learning_rate)
+            chosen = replace(chosen, learning_rate=best.learning_rate)
         folders = [output_dir / task.name if output_dir else None, *[None] * (len(seeds) - 1)]
         results[task.name] = []
         for seed, folder in zip(seeds, folders):

@@ -10,6 +10,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ..errors import TrainingDiverged
+from .soft_labels import SOFT_LABELS, SoftLabels
 from .task_types import TaskType
 
 
@@ -50,15 +51,28 @@ class FinetuningTrainer(Trainer):
     Args:
         head: What the task is.
         weights: Of its classes, see its `class_weights`.
+        soft_labels: What the column of this name is, where the examples have it.
     """
 
-    def __init__(self, head: TaskType, weights: torch.Tensor | None = None, **options: Any):
+    def __init__(
+        self,
+        head: TaskType,
+        weights: torch.Tensor | None = None,
+        soft_labels: SoftLabels | None = None,
+        **options: Any,
+    ):
         # The function is what tells Trainer that the loss is divided already.
         super().__init__(
             **options, data_collator=head.collator(options["processing_class"]), compute_loss_func=head.loss
         )
         self.head = head
+        self.soft_labels = soft_labels
         self.weights = weights if weights is None else weights.to(self.args.device)
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if SOFT_LABELS not in self._signature_columns:
+            self._signature_columns.append(SOFT_LABELS)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -67,8 +81,12 @@ class FinetuningTrainer(Trainer):
 
     def compute_loss(self, model, inputs: Mapping[str, Any], return_outputs=False, num_items_in_batch=None):
         """The share of this part of a batch, times the processes, because their gradients are averaged."""
-        outputs = model(**{name: value for name, value in inputs.items() if name not in self.head.targets})
+        targets = (*self.head.targets, SOFT_LABELS)
+        outputs = model(**{name: value for name, value in inputs.items() if name not in targets})
         loss = self.head.loss(outputs, inputs, self.weights, self.args.label_smoothing_factor)
+        if SOFT_LABELS in inputs:
+            soft = self.head.soft_loss(outputs, inputs[SOFT_LABELS], self.soft_labels.temperature)
+            loss = self.soft_labels.label_weight * loss + (1 - self.soft_labels.label_weight) * soft
         if model.training and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes / num_items_in_batch
         else:

@@ -35,6 +35,7 @@ class QuestionAnswering:
     collator = DataCollatorWithPadding
     targets = ("start_positions", "end_positions")
     is_pair = False
+    learns_softly = False
     has_classes = False
 
     def config(self) -> dict[str, Any]:
@@ -93,6 +94,10 @@ def encode(dataset, tokenizer, text_columns, label_column, max_length, place) ->
     "context_offsets" (L, 2), the characters [start, end) of each context token, (-1, -1) for other tokens.
     """
     question_column, context_column = text_columns
+    room = max_length - max_length // 2 - tokenizer.num_special_tokens_to_add(pair=True)  # for context, at least
+    if room < 1:
+        raise UserError(f"{place}: {max_length} tokens are too few for a question, a context and what stands around")
+    stride = min(max_length // 3, room - 1)  # windows have to advance
     check_columns(dataset, (*text_columns, label_column), place)
     check_answers(dataset[context_column], dataset[label_column], place)
 
@@ -102,7 +107,7 @@ def encode(dataset, tokenizer, text_columns, label_column, max_length, place) ->
             batch[context_column],
             truncation="only_second",
             max_length=max_length,
-            stride=max_length // 3,
+            stride=stride,
             return_attention_mask=False,
             return_overflowing_tokens=True,
             return_offsets_mapping=True,

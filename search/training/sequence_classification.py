@@ -29,6 +29,7 @@ class SequenceClassification:
     collator = DataCollatorWithPadding
     targets = ("labels",)
     has_classes = True
+    learns_softly = True
     problem_type: ClassVar[str]
 
     @property
@@ -83,6 +84,13 @@ class Classification(SequenceClassification):
         """Sum over the texts of the cross-entropy in nats, each times its class's weight."""
         return cross_entropy(outputs.logits, batch["labels"], weights, smoothing)
 
+    def soft_loss(self, outputs, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Sum over the texts of T^2 KL(softmax(teacher / T) || softmax(student / T)) (arXiv 1503.02531, Section 2)."""
+        student, teacher = (
+            functional.log_softmax(part.float() / temperature, -1) for part in (outputs.logits, logits)
+        )
+        return temperature**2 * functional.kl_div(student, teacher, reduction="sum", log_target=True)
+
     def score(self, logits: np.ndarray, features: Dataset, dataset: Dataset) -> dict[str, float]:
         """The task's metrics of logits (N, C), in the order of the features."""
         return compute(self.task.metric, logits.argmax(-1), np.asarray(features["labels"][:]))
@@ -100,6 +108,10 @@ class Regression(SequenceClassification):
     def loss(self, outputs, batch: Mapping[str, torch.Tensor], weights=None, smoothing: float = 0.0) -> torch.Tensor:
         """Sum over the texts of the squared error."""
         return functional.mse_loss(outputs.logits[:, 0].float(), batch["labels"].float(), reduction="sum")
+
+    def soft_loss(self, outputs, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Sum over the texts of the squared difference to the teacher's number."""
+        return functional.mse_loss(outputs.logits.float(), logits.float(), reduction="sum")
 
     def score(self, logits: np.ndarray, features: Dataset, dataset: Dataset) -> dict[str, float]:
         """The task's metrics of numbers (N, 1), in the order of the features."""
@@ -134,6 +146,15 @@ class MultiLabel(SequenceClassification):
             outputs.logits.float(), labels, pos_weight=weights, reduction="none"
         )
         return losses.mean(-1).sum()
+
+    def soft_loss(self, outputs, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Sum over the texts of T^2 times the mean over the classes of KL(teacher || student) at temperature T."""
+        student, teacher = outputs.logits.float() / temperature, logits.float() / temperature
+        share = teacher.sigmoid()
+        cross, own = (
+            functional.binary_cross_entropy_with_logits(part, share, reduction="none") for part in (student, teacher)
+        )
+        return temperature**2 * (cross - own).mean(-1).sum()
 
     def score(self, logits: np.ndarray, features: Dataset, dataset: Dataset) -> dict[str, float]:
         """The task's metrics of logits (N, C), in the order of the features; a class counts from probability 1/2."""

@@ -32,6 +32,7 @@ class TokenClassification:
     collator = DataCollatorForTokenClassification
     targets = ("labels",)
     is_pair = False
+    learns_softly = False
     has_classes = True
 
     def config(self) -> dict[str, Any]:
