@@ -203,6 +203,26 @@ def test_a_study_whose_creator_was_killed_is_completed(tmp_path):
         open_study(url, "run", {"space": 2}, DIRECTIONS)
 
 
+def test_a_study_of_an_older_version_goes_on(tmp_path):
+    """It does not know what came later, which then has its default."""
+    url, directions = f"sqlite:///{tmp_path}/study.db", {"score_percent": "maximize"}
+    old = {"space": {"depth": [2]}, "pretraining": {"steps": 7, "batch_size": 8}}
+    open_study(url, "run", old, directions)
+    defaults = {"pretraining": {"steps": 1000, "batch_size": 64, "objectives": {}}, "teacher": None}
+    now = {"space": {"depth": [2]}, "pretraining": {**old["pretraining"], "objectives": {}}, "teacher": None}
+    assert open_study(url, "run", now, directions, defaults).user_attrs["identity"] == old
+    study = open_study(url, "run", now, directions, defaults)
+    study.add_trial(optuna.trial.create_trial(values=[1.0]))
+    for change, part in (
+        ({"teacher": "x"}, "teacher"),
+        ({"pretraining": {**now["pretraining"], "objectives": {"relations": 1.0}}}, "pretraining"),
+        ({"pretraining": {**now["pretraining"], "steps": 1000}}, "pretraining"),
+        ({"space": {"depth": [2], "width": [3]}}, "space"),
+    ):
+        with pytest.raises(UserError, match=f"exists with another {part};"):
+            open_study(url, "run", {**now, **change}, directions, defaults)
+
+
 def test_candidates_start_from_what_find_source_chooses(tmp_path):
     offered, sources = [], []
 

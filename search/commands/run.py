@@ -69,7 +69,8 @@ def main(options) -> None:
     if accelerator.is_main_process:
         url = options.storage or folder.storage
         name = study_name(folder, options.storage)
-        study = open_study(url, name, identity(recipe, options), objectives, timeout=options.storage_timeout)
+        same = {"identity": identity(recipe, options), "defaults": _compared(Recipe(""))}
+        study = open_study(url, name, directions=objectives, timeout=options.storage_timeout, **same)
         folder.clean(study)
         study.pruner = pruner
         known, strange = enqueue_known(study, recipe.space, recipe.start_from)
@@ -132,11 +133,7 @@ def within(limits: Mapping[str, float], evaluator: Evaluator) -> Feasible | None
 
 def identity(recipe: Recipe, options) -> dict[str, Any]:
     """What may not change while a run grows, because its trials would no longer be comparable."""
-    data = json.loads(json.dumps(recipe.to_dict()))
-    for free in ("description", "sampler", "trials", "patience", "pruner", "start_from"):
-        del data[free]
-    if recipe.teacher is None:  # so that runs from before there were teachers go on
-        del data["teacher"], data["embeddings"], data["pretraining"]["objectives"]
+    data = _compared(recipe)
     objective = {
         "objectives": list(options.objectives),
         "tasks": data.pop("tasks"),
@@ -148,6 +145,16 @@ def identity(recipe: Recipe, options) -> dict[str, Any]:
     bounds = {limit_option(name): getattr(options, limit_option(name)) for name in COSTS}
     fixed = {"space": data.pop("space"), "objective": objective, "seed": options.seed, "supernet": supernet}
     return {**fixed, **bounds, **data}
+
+
+def _compared(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as plain data without what may change while a run grows."""
+    data = json.loads(json.dumps(recipe.to_dict()))
+    return {name: data[name] for name in data if name not in FREE}
+
+
+FREE = ("description", "sampler", "trials", "patience", "pruner", "start_from")
+"""Parts of a recipe that leave trials comparable."""
 
 
 def build_evaluator(

@@ -48,15 +48,16 @@ def check_fields(fields: Mapping[str, Any], path: str) -> None:
             raise UserError(f"{path}: unknown key {name!r}, known: {', '.join(SHARED_FIELDS)}")
     try:
         config = FlexiBertConfig(**fields)
-    except StrictDataclassError as error:  # says so in two lines of Python
-        name = re.search(r"field '(\w+)'", str(error))[1]
+    except (StrictDataclassError, ValueError) as error:
+        strict = re.search(r"field '(\w+)'", str(error))
+        if strict is None:
+            raise UserError(f"{path}: {error}") from None
+        name = strict[1]  # a wrong type, about which transformers talks Python
         kind = SHARED_FIELDS[name]
         if get_origin(kind) is Literal:
             expected = f"known: {', '.join(map(repr, get_args(kind)))}"
         else:
             expected = f"expected {getattr(kind, '__name__', kind)}"
         raise UserError(f"{path}: {name}: {fields[name]!r} is not accepted, {expected}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
     if config.hidden_act not in ACT2FN:
         raise UserError(f"{path}: hidden_act: {config.hidden_act!r} is not accepted, known: {', '.join(ACT2FN)}")

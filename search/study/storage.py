@@ -36,7 +36,12 @@ RETRY_STATES = ("08", "40", "53", "57")
 
 
 def open_study(
-    url: str, name: str, identity: Mapping[str, Any], directions: Mapping[str, str], **options
+    url: str,
+    name: str,
+    identity: Mapping[str, Any],
+    directions: Mapping[str, str],
+    defaults: Mapping[str, Any] | None = None,
+    **options,
 ) -> optuna.Study:
     """Creates a study or continues the one of this name.
 
@@ -44,6 +49,8 @@ def open_study(
         url: Storage, any that Optuna's RDBStorage takes (`sqlite:///...`, `postgresql://...`).
         identity: What may not change while a study grows (space, objective, budgets); plain JSON.
         directions: Metric -> "maximize" or "minimize", one per objective.
+        defaults: What stands for parts of the identity that a study does not hold, because it is from a version that
+            did not know them.
         options: See `open_storage`.
 
     Raises:
@@ -55,7 +62,8 @@ def open_study(
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage)
         stored = _stored_identity(study)
-        changed = [key for key in identity if stored.get(key) != identity[key]]
+        complete = _completed(stored, defaults or {})
+        changed = [key for key in identity if complete.get(key) != identity[key]]
         if not changed:
             return study
         if stored or study.get_trials(deepcopy=False):
@@ -105,6 +113,16 @@ def study_name(folder: RunFolder, url: str | None) -> str:
     except sqlite3.Error:  # empty so far, or damaged, which is told when it is opened
         return folder.name
     return names[0] if len(names) == 1 else folder.name
+
+
+def _completed(stored: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What was stored, with defaults where it says nothing, also within its parts."""
+    parts = {
+        name: _completed(stored[name], default) if isinstance(default, Mapping) else stored[name]
+        for name, default in defaults.items()
+        if name in stored and isinstance(stored[name], Mapping)
+    }
+    return {**defaults, **stored, **parts}
 
 
 def _stored_identity(study: optuna.Study) -> dict[str, Any]:
