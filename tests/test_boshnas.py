@@ -70,6 +70,12 @@ def test_finds_the_best_and_keeps_to_good_ones():
     assert sorted(t.value for t in study.trials)[15] > sorted(t.value for t in at_random.trials)[27]
 
 
+def test_another_surrogate_searches_otherwise():
+    linear = search(SPACE, 25, surrogate="linear")
+    assert architectures(linear) != architectures(search(SPACE, 25))
+    assert linear.best_value >= 68
+
+
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_nothing_is_trained_twice(preset):
     study = search(SPACE, 13, preset=preset)
@@ -248,6 +254,10 @@ def test_enqueued_trials_are_left_as_they_are():
 def test_messages():
     with pytest.raises(UserError, match="preset: 'other'.*default, paper"):
         BoshnasSampler(SPACE, preset="other")
+    with pytest.raises(UserError, match="surrogate: 'trees'.*gaussian_process, linear"):
+        BoshnasSampler(SPACE, surrogate="trees")
+    with pytest.raises(UserError, match="surrogate: the preset paper has its own"):
+        BoshnasSampler(SPACE, preset="paper", surrogate="linear")
     with pytest.raises(UserError, match="candidates: expected at least one"):
         BoshnasSampler(SPACE, candidates=[])
     with pytest.raises(UserError, match="candidates: .*not in the space"):

@@ -12,6 +12,7 @@ from search.bayesopt.boshnas_networks import BoshnasNetworks, gaussian_relu, gau
 from search.bayesopt.encoding import Encoding
 from search.bayesopt.gaussian_process import GaussianProcess, RobustScale
 from search.bayesopt.gobi import climb
+from search.samplers.boshnas import SURROGATES
 from search.space.search_space import SearchSpace
 
 
@@ -193,3 +194,40 @@ def test_ranks_trained_encoders_that_it_has_not_seen(shared):
             surrogate.fit(features[known], RobustScale(scores[known]).transform(scores[known]))
             taus.append(kendalltau(surrogate.predict(features[unknown]).mean, scores[unknown]).statistic)
         assert np.mean(taus) > expected
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_every_surrogate_of_the_table_learns_what_is_linear(name):
+    encoding, rng = Encoding(SPACES["plain"]), np.random.default_rng(0)
+    x = encoding.features(encoding.sample(120, rng))
+    y = x[:, encoding.blocks["composition"]] @ rng.normal(size=x[:, encoding.blocks["composition"]].shape[1])
+    surrogate = SURROGATES[name](encoding.blocks)
+    surrogate.fit(x[:60], y[:60])
+    surrogate.add(x[60:70], y[60:70])
+    assert kendalltau(surrogate.predict(x[70:]).mean, y[70:]).statistic > 0.8
+
+
+def test_what_an_encoder_is_made_of_counts_whatever_the_order():
+    """The best shares of an operation lie in the middle, which no linear kernel sees."""
+    encoding, rng = Encoding(SPACES["plain"]), np.random.default_rng(0)
+    x = encoding.features(encoding.sample(160, rng))
+    shares = x[:, encoding.blocks["composition"]][:, -3]
+    y = -((shares - np.median(shares)) ** 2) / shares.var()
+    tau = {}
+    for name in SURROGATES:
+        surrogate = SURROGATES[name](encoding.blocks)
+        surrogate.fit(x[:80], y[:80])
+        tau[name] = kendalltau(surrogate.predict(x[80:]).mean, y[80:]).statistic
+    assert tau["gaussian_process"] > 0.3 + tau["linear"]
+
+
+def test_weights_are_fitted_to_a_part_of_many_measurements(monkeypatch):
+    encoding, surrogate = gaussian_process()
+    x = encoding.features(encoding.sample(90, np.random.default_rng(0)))
+    y = x[:, 0] + x[:, -1]
+    surrogate.fit(x, y)
+    monkeypatch.setattr("search.bayesopt.gaussian_process.FITTED", 45)
+    part = GaussianProcess(encoding.blocks, 0.5)
+    part.fit(x, y)
+    assert len(part._x) == 90 and not np.allclose(part._weights, surrogate._weights)
+    assert kendalltau(part.predict(x).mean, surrogate.predict(x).mean).statistic > 0.9

@@ -1,8 +1,7 @@
 """Surrogates: from the encoders that have been trained to a belief about those that have not.
 
-`GaussianProcess` is the default. Its prior is what the trained encoders of NAS-Bench-BERT show: size explains most of
-a score, larger is better until the data say otherwise, what the layers are made of adds a part that is linear in their
-shares, and the rest is smooth in the unit by unit description. The paper's networks are in `boshnas_networks.py`.
+`GaussianProcess` is the default: a sum of parts that are linear in size, linear in what the layers are made of, and
+smooth in both, whose shares the measurements decide. The paper's networks are in `boshnas_networks.py`.
 
 Notation: N architectures, F features, n measured architectures, K kernels. Higher values are better throughout.
 """
@@ -36,3 +35,10 @@ class Surrogate(Protocol):
 
     def predict(self, x: np.ndarray) -> Prediction:
         """The belief about x (N, F)."""
+
+
+class GrowingSurrogate(Surrogate, Protocol):
+    """One that is told more without learning everything again."""
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Takes more features (m, F) and values (m,) into account."""
