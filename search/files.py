@@ -87,7 +87,7 @@ def reported(path: Path, *others: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError, *others) as error:
+    except (OSError, SafetensorError, *others) as error:  # type: ignore[misc]  # a tuple of classes with a star
         raise UserError(f"{path} cannot be written and is left as it was: {error}") from error
 
 

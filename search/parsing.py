@@ -106,7 +106,9 @@ def _value(f: dataclasses.Field, value: Any, path: str) -> Any:
     elif known is not None:
         if not _among(value, known):
             raise UserError(f"{path}: {value!r} is not accepted, known: {', '.join(known)}")
-    elif reason := _problem(kind, f.metadata, value, str(f.type) if kind is not f.type else kind.__name__):
+    elif reason := _problem(
+        kind, f.metadata, value, str(f.type) if kind is not f.type else getattr(kind, "__name__", str(kind))
+    ):
         raise UserError(f"{path}: {value!r} is not accepted, expected {reason}")
     return value
 

@@ -44,6 +44,9 @@ def picture(title: str, parts: Iterable[str], width: float = WIDTH, height: floa
     return element("svg", content, viewBox=f"0 0 {width:g} {height:g}", role="img")
 
 
+Numbers = Sequence[float] | np.ndarray
+
+
 class Axes:
     """A plane with ticks.
 
@@ -53,7 +56,7 @@ class Axes:
         whole: Whether x counts something.
     """
 
-    def __init__(self, x: Sequence[float], y: Sequence[float], x_label: str, y_label: str, whole: bool = False):
+    def __init__(self, x: Numbers, y: Numbers, x_label: str, y_label: str, whole: bool = False):
         self.x_ticks, self.x_range = ticks(x, whole)
         self.y_ticks, self.y_range = ticks(y)
         self.labels = x_label, y_label
@@ -117,7 +120,7 @@ def mark(kind: str, x: float, y: float) -> str:
     return element("circle", cx=x, cy=y, r=4)
 
 
-def ticks(values: Sequence[float], whole: bool = False) -> tuple[list[float], tuple[float, float]]:
+def ticks(values: Numbers, whole: bool = False) -> tuple[list[float], tuple[float, float]]:
     """Round numbers over the range of some values, and a range somewhat wider than theirs."""
     low, high = float(np.min(values)), float(np.max(values))
     margin = 0.06 * (high - low) or (0.5 if whole else 0.05 * abs(high) or 1.0)

@@ -197,7 +197,8 @@ def panels(study: optuna.Study, results: Sequence[Result]) -> list[dict[str, Any
     predicted = [result for result in results if result.prediction is not None]
     if predicted:
         means, deviations = (
-            np.array([result.prediction[key] for result in predicted]) for key in ("mean", "standard_deviation")
+            np.array([r.prediction[key] for r in predicted if r.prediction is not None])
+            for key in ("mean", "standard_deviation")
         )
         chart = charts.beliefs(means, deviations, scores(predicted), [r.number for r in predicted], name)
         key = [_key("trial", "trial, with one standard deviation"), _line("equal", "believed = measured")]

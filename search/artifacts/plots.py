@@ -6,8 +6,9 @@ Figures are made without pyplot, so nothing global changes and nothing needs a d
 """
 
 import itertools
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -26,7 +27,7 @@ FAMILY_COLORS = dict(zip(OPERATIONS, itertools.cycle((BLUE, ORANGE, GREEN, PURPL
 
 _TRIAL = {"s": 34, "color": BLUE, "edgecolor": "white", "linewidth": 0.6, "zorder": 3}
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
     "figure.constrained_layout.use": True,
     "figure.constrained_layout.w_pad": 0.1,
@@ -169,9 +170,9 @@ def _text(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def _shares(layers: Sequence[LayerSpec]) -> Counter:
+def _shares(layers: Sequence[LayerSpec]) -> dict[str, float]:
     """Operation name -> its share of all heads; every layer counts the same, however many heads it has."""
-    shares: Counter = Counter()
+    shares: dict[str, float] = defaultdict(float)
     for layer in layers:
         for operation in layer.operations:
             shares[operation.name] += operation.num_heads / layer.num_heads / len(layers)
@@ -194,4 +195,4 @@ def _operation_colors(operations: Sequence[OperationSpec]) -> dict[str, tuple[fl
 def _lighten(color: str, amount: float) -> tuple[float, float, float]:
     """A colour mixed with white: 0 leaves it, 1 is white."""
     red, green, blue = to_rgb(color)
-    return tuple(part + amount * (1 - part) for part in (red, green, blue))
+    return red + amount * (1 - red), green + amount * (1 - green), blue + amount * (1 - blue)

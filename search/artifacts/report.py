@@ -105,8 +105,11 @@ def _predicted(results: Sequence[Result]) -> list[Result]:
 
 def _beliefs(predicted: Sequence[Result]) -> tuple[np.ndarray, np.ndarray]:
     """Predicted means and standard deviations, (N,) each."""
-    means, deviations = ([r.prediction[key] for r in predicted] for key in ("mean", "standard_deviation"))
-    return np.array(means), np.array(deviations)
+    means, deviations = (
+        np.array([r.prediction[key] for r in predicted if r.prediction is not None])
+        for key in ("mean", "standard_deviation")
+    )
+    return means, deviations
 
 
 # --- text ---------------------------------------------------------------------------------------------------------

@@ -31,7 +31,8 @@ def log_expected_improvement(prediction: Prediction, best: float) -> np.ndarray:
     Training noise is no improvement, hence the epistemic part alone.
     """
     deviation = np.maximum(prediction.epistemic, 1e-12)
-    return np.log(deviation) + _log_h((prediction.mean - best) / deviation)
+    logarithm: np.ndarray = np.log(deviation) + _log_h((prediction.mean - best) / deviation)
+    return logarithm
 
 
 def _log_h(z: np.ndarray) -> np.ndarray:

@@ -143,9 +143,9 @@ def train(
     order = order[len(held_out) :]
     history: list[float] = []
     for epoch in range(EPOCHS):
-        for batch in order[torch.randperm(len(order))].split(BATCH_SIZE):
+        for batch in torch.split(order[torch.randperm(len(order))], BATCH_SIZE):
             optimizer.zero_grad()
-            loss(x[batch], y[batch]).backward()
+            loss(x[batch], y[batch]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         with torch.no_grad():
             history.append(float(loss(x[held_out], y[held_out])) if len(held_out) else -epoch)

@@ -64,7 +64,7 @@ class Candidates:
         """The best of these rows that are new and feasible, best first, at most `SURVIVORS`."""
         rows = np.unique(rows, axis=0)
         rows = rows[[row.tobytes() not in self.seen for row in rows]]
-        chosen = []
+        chosen: list[np.ndarray] = []
         for row in rows[np.argsort(-acquisition(rows), kind="stable")] if len(rows) else ():
             if len(chosen) == SURVIVORS:
                 break
@@ -75,7 +75,8 @@ class Candidates:
     def library(self) -> np.ndarray:
         """New rows of the finite list, or of a large random part of the space that is always the same."""
         rows = np.unique(self.encoding.library if self.finite is None else self.finite, axis=0)
-        return rows[[row.tobytes() not in self.seen for row in rows]]
+        new: np.ndarray = rows[[row.tobytes() not in self.seen for row in rows]]
+        return new
 
     def _first_rows(self, parents: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if self.finite is not None:
@@ -85,8 +86,13 @@ class Candidates:
 
     def _anything(self, parents: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A new feasible row out of many, or else a feasible one that is measured once more."""
-        again, started = None, time.monotonic()
-        for row in self.encoding.sample(MAX_DRAWS, rng) if self.finite is None else rng.permutation(self.finite):
+        again: np.ndarray | None = None
+        started = time.monotonic()
+        rows: np.ndarray = (
+            self.encoding.sample(MAX_DRAWS, rng) if self.finite is None else rng.permutation(self.finite)
+        )
+        row: np.ndarray
+        for row in rows:
             if time.monotonic() - started > MAX_SECONDS:
                 break
             new = row.tobytes() not in self.seen

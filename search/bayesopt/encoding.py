@@ -118,7 +118,7 @@ class Encoding:
     def active(self, indices: np.ndarray) -> np.ndarray:
         """(N, P) bool: the parameters that have a say, as in `SearchSpace.active`."""
         numbers = self._numbers[np.arange(len(self.names)), indices]
-        active = self._unit_of < (numbers[:, [self._depth]] // self.space.layers_per_stack)
+        active: np.ndarray = self._unit_of < (numbers[:, [self._depth]] // self.space.layers_per_stack)
         for parts, count in ((self._operations, self._heads), (self._inner_sizes, self._inner_depth)):
             if parts.shape[1] > 1:
                 active[:, parts] &= np.arange(parts.shape[1]) < numbers[:, count, None]

@@ -134,7 +134,8 @@ class GaussianProcess:
 
     def _prior_mean(self, x: np.ndarray) -> np.ndarray:
         size = x[:, self.blocks["size"]]
-        return self.slope * np.sqrt(size.shape[1]) * size[:, -1]
+        mean: np.ndarray = self.slope * np.sqrt(size.shape[1]) * size[:, -1]
+        return mean
 
     def _kernels(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """(K, N, M) kernels between (N, F) and (M, F)."""
@@ -152,4 +153,5 @@ class GaussianProcess:
 
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(N, M) squared Euclidean distances between rows of (N, F) and (M, F)."""
-    return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T, 0.0)
+    distances: np.ndarray = np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T, 0.0)
+    return distances

@@ -185,6 +185,7 @@ def training_display(
 
 def interpreter() -> str:
     """What to type to get this Python."""
-    if shutil.which("python") and Path(shutil.which("python")).resolve() == Path(sys.executable).resolve():
+    found = shutil.which("python")
+    if found and Path(found).resolve() == Path(sys.executable).resolve():
         return "python"
     return os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else sys.executable

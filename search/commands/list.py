@@ -23,7 +23,7 @@ def main(options) -> None:
         "samplers": {name: text for name, (text, _) in SAMPLERS.items()},
         "pruners": {name: f"stops candidates {pruning.text}" for name, pruning in PRUNERS.items()},
         "tasks": {**dict.fromkeys(GLUE_TASKS, "GLUE"), **SELF_MADE_TASKS},
-        "operations": {op: cls.__doc__.splitlines()[0] for op, cls in OPERATIONS.items()},
+        "operations": {op: str(cls.__doc__).splitlines()[0] for op, cls in OPERATIONS.items()},
         "architectures": {name: f"{len(architecture(name))} layers" for name in list_architectures()},
     }
     tables = {title: table for title, table in tables.items() if options.what in (None, title)}

@@ -108,7 +108,8 @@ class HierarchicalSampler(SpaceSampler):
                 # An enqueued trial has no level, and may be finer than this one.
                 before = [o for o in finished if o.user_attrs.get(LEVEL, 1) < level and known[o.number] in part]
                 part = interpolate(part, best_architectures(before, self.space, study.directions[0]))
-            if part.size() > sum(layers in part for layers in set(known.values())):
+            size = part.size()
+            if size is None or size > sum(layers in part for layers in set(known.values())):
                 return level, part
         return len(self.levels), self.space
 

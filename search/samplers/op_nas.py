@@ -9,6 +9,7 @@ their number, and N the sum of all N_i.
 import math
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -146,7 +147,11 @@ class OpNasSampler(PopulationSampler):
         self.population = population
         self.parents = parents
         self.children = children
-        self.priority_options = {"alpha": alpha, "temperature": temperature, "tied_positions": tied_positions}
+        self.priority_options: dict[str, Any] = {
+            "alpha": alpha,
+            "temperature": temperature,
+            "tied_positions": tied_positions,
+        }
         self.inter_rate = inter_rate
         self.inter_priority = inter_priority
         self.max_edits = max_edits

@@ -55,6 +55,9 @@ INPUT, OUTPUT, ADD_NORM = Label("input"), Label("output"), Label("add_norm")
 _PARAMETER_ORDER = [*ABBREVIATIONS.values()]
 
 
+HeadLabel = Callable[[OperationSpec, LayerSpec], "Label"]
+
+
 def head_label(operation: OperationSpec, layer: LayerSpec) -> Label:
     """Label of each head of a group. Details such as `source` and `mix_padding` do not enter."""
     return Label(operation.symbol, layer.hidden_size, operation.parameter)
@@ -89,7 +92,7 @@ class ArchitectureGraph:
 def architecture_graph(
     layers: Sequence[LayerSpec],
     topology: Topology = "chain",
-    head_label: Callable[[OperationSpec, LayerSpec], Label] = head_label,
+    head_label: HeadLabel = head_label,
 ) -> ArchitectureGraph:
     """Computational graph of an encoder, its vertices in the order of construction."""
     labels, edges, last = [INPUT], [], 0
@@ -105,7 +108,7 @@ def architecture_graph(
     return ArchitectureGraph((*labels, OUTPUT), tuple(sorted(edges)))
 
 
-def _blocks(layer: LayerSpec, topology: Topology, head_label) -> list[tuple[list[Label], bool]]:
+def _blocks(layer: LayerSpec, topology: Topology, head_label: HeadLabel) -> list[tuple[list[Label], bool]]:
     """What stands between two add_norms (or the input and the first): labels, and whether they are parallel."""
     heads = [head_label(operation, layer) for operation in layer.operations for _ in range(operation.num_heads)]
     widths = [Label("f", width) for width in layer.feed_forward]
@@ -214,7 +217,9 @@ class GraphBatch:
             labels[k, vertex], roles[k, vertex] = ranks[OUTPUT], END
             first[k, END, 0], counts[k, END, 0] = vertex, 1
             edges[k, edge] = vertex - 1, vertex
-        return cls(*vertices, edges, first, counts, np.array([len(layers) for layers in architectures]))
+        return cls(
+            labels, roles, layer_of, places, edges, first, counts, np.array([len(layers) for layers in architectures])
+        )
 
     def take(self, index: np.ndarray) -> "GraphBatch":
         """The graphs at `index`."""

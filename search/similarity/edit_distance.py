@@ -157,15 +157,15 @@ class _Graphs:
         weights = {label: weight(label) for label in labels}
         levels = sorted(set(weights.values()))
         ranks = {label: levels.index(weights[label]) for label in labels}
-        layers = {layer: _sort_heads(layer, ranks) for layer in layers}
+        ordered = {layer: _sort_heads(layer, ranks) for layer in layers}
         contents = {
-            layer: (layer.num_heads, *(ranks[label] for label in layer_labels(layer))) for layer in layers.values()
+            layer: (layer.num_heads, *(ranks[label] for label in layer_labels(layer))) for layer in ordered.values()
         }
-        keys = [tuple(contents[layers[layer]] for layer in architecture) for architecture in architectures]
+        keys = [tuple(contents[ordered[layer]] for layer in architecture) for architecture in architectures]
         graphs = dict(sorted(zip(keys, architectures), key=lambda item: item[0]))
         places = {key: place for place, key in enumerate(graphs)}
         self.index = np.array([places[key] for key in keys])
-        sorted_heads = [[layers[layer] for layer in graph] for graph in graphs.values()]
+        sorted_heads = [[ordered[layer] for layer in graph] for graph in graphs.values()]
         self.batch = GraphBatch.build(sorted_heads, ranks, topology)
         present = self.batch.roles != ABSENT
         self.num_vertices = present.sum(1)
@@ -177,7 +177,7 @@ class _Graphs:
     def distances(self, i: np.ndarray, j: np.ndarray, edges_kept: "_EdgesKept") -> np.ndarray:
         """(n, m) distances between graphs `i` (n,) and `j` (m,)."""
         area = self.above[:, 1:] * self._gaps
-        result = cdist(area[i], area[j], "cityblock")
+        result: np.ndarray = cdist(area[i], area[j], "cityblock")
         result *= _EDGES_PER_UNIT  # whole numbers up to the last line, so that nothing is rounded before
         result += self.num_edges[i][:, None] + self.num_edges[j]
         pairs = np.broadcast_arrays(i[:, None], j)
@@ -262,7 +262,7 @@ class _EdgesKept:
             for graph in (i[part], j[part]):
                 side = batch.take(graph).resize(size[part[0]])
                 sides.append(dataclasses.replace(side, labels=np.take_along_axis(ranks[part], side.labels, 1)))
-            result[part] = most_common_edges(*sides, self._starts, self._exchanges)
+            result[part] = most_common_edges(sides[0], sides[1], self._starts, self._exchanges)
 
         with ThreadPoolExecutor(self._workers) as executor:
             parts = []

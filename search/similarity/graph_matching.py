@@ -58,13 +58,15 @@ def most_common_edges(a: GraphBatch, b: GraphBatch, starts: int, exchanges: bool
     if exchanges:
         return _improve(a, b, allowed, images.reshape(len(a.labels), starts, -1))
     source, target = (images[np.arange(len(rows))[:, None], row_a.edges[:, :, end]] for end in (0, 1))
-    return b.adjacency[rows[:, None], source, target].sum(1).reshape(-1, starts).max(1)
+    kept: np.ndarray = b.adjacency[rows[:, None], source, target].sum(1).reshape(-1, starts).max(1)
+    return kept
 
 
 def _stream(a: GraphBatch, b: GraphBatch) -> np.ndarray:
     """(K, T - 1) how many vertices must pass from label t up to t + 1, negative: down, on the way from `a` to `b`."""
     ranks = np.arange(max(a.labels.max(), b.labels.max()))
-    return (b.labels[:, :, None] > ranks).sum(1) - (a.labels[:, :, None] > ranks).sum(1)
+    stream: np.ndarray = (b.labels[:, :, None] > ranks).sum(1) - (a.labels[:, :, None] > ranks).sum(1)
+    return stream
 
 
 def _allowed(stream: np.ndarray) -> np.ndarray:
@@ -73,7 +75,8 @@ def _allowed(stream: np.ndarray) -> np.ndarray:
     against_down = np.pad((stream >= 0).cumsum(1), ((0, 0), (1, 0)))
     up = against_up[:, :, None] == against_up[:, None]
     down = against_down[:, :, None] == against_down[:, None]
-    return np.where(np.tri(stream.shape[1] + 1, dtype=bool), down, up)
+    allowed: np.ndarray = np.where(np.tri(stream.shape[1] + 1, dtype=bool), down, up)
+    return allowed
 
 
 # --- maps of anchors ----------------------------------------------------------------------------------------------
@@ -103,7 +106,9 @@ def _injections(num_a: int, num_b: int) -> list[tuple[int, ...]]:
     return [tuple(places.index(i) if i in places else -1 for i in range(num_a)) for places in sources]
 
 
-def _score_anchor_maps(a: GraphBatch, b: GraphBatch, allowed: np.ndarray, sigma, tau) -> np.ndarray:
+def _score_anchor_maps(
+    a: GraphBatch, b: GraphBatch, allowed: np.ndarray, sigma: np.ndarray, tau: np.ndarray
+) -> np.ndarray:
     """(K, M) edges that a map of anchors keeps if no two blocks compete for the stream."""
     num_a, num_b = sigma.shape[1], int(b.num_layers[0])
     heads = _matches(a, b, allowed, HEAD, num_a, num_b).sum(3)
@@ -142,7 +147,9 @@ def _flat(table: np.ndarray) -> np.ndarray:
     return table.reshape(len(table), -1).astype(np.int16)
 
 
-def _matches(a, b, allowed, role, num_a, num_b, from_end=False) -> np.ndarray:
+def _matches(
+    a: GraphBatch, b: GraphBatch, allowed: np.ndarray, role: int, num_a: int, num_b: int, from_end: bool = False
+) -> np.ndarray:
     """(K, num_a, num_b, P) whether the vertices at the same place in two blocks may be mapped to each other."""
     length = max(a.counts[:, role].max(), b.counts[:, role].max())
     labels = []
@@ -154,7 +161,8 @@ def _matches(a, b, allowed, role, num_a, num_b, from_end=False) -> np.ndarray:
         labels.append((found, place < count))
     (labels_a, exist_a), (labels_b, exist_b) = labels
     pairs = np.arange(len(allowed))[:, None, None, None]
-    return allowed[pairs, labels_a[:, :, None], labels_b[:, None]] & exist_a[:, :, None] & exist_b[:, None]
+    may: np.ndarray = allowed[pairs, labels_a[:, :, None], labels_b[:, None]] & exist_a[:, :, None] & exist_b[:, None]
+    return may
 
 
 # --- vertex maps --------------------------------------------------------------------------------------------------
@@ -180,7 +188,9 @@ def _hints(a: GraphBatch, b: GraphBatch, sigma: np.ndarray, tau: np.ndarray) -> 
     return first, second
 
 
-def _initial_maps(a: GraphBatch, b: GraphBatch, stream: np.ndarray, hints) -> np.ndarray:
+def _initial_maps(
+    a: GraphBatch, b: GraphBatch, stream: np.ndarray, hints: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
     """(R, N) images of the vertices: the hints as far as the stream carries them, the rest in order of labels."""
     num_rows, size = a.labels.shape
     rows, ranks, left = np.arange(num_rows), np.arange(stream.shape[1]), stream.copy()
@@ -265,7 +275,8 @@ class _Maps:
             choice[value < 0] = 0  # a vertex with itself
             self.kept += np.maximum(value, 0)
             np.maximum(self.best, self.kept, out=self.best)
-            self._swap(rows, *np.divmod(choice, size), buffer)
+            u, v = np.divmod(choice, size)
+            self._swap(rows, u, v, buffer)
 
     def _swap(self, rows: np.ndarray, u: np.ndarray, v: np.ndarray, buffer: np.ndarray) -> None:
         ties = self.gain.dtype.type(_TIES)
@@ -288,4 +299,5 @@ def _improve(a: GraphBatch, b: GraphBatch, allowed: np.ndarray, images: np.ndarr
     leaders = np.argsort(-maps.best.reshape(count, starts), axis=1, kind="stable")[:, : max(1, starts // _KEPT)]
     maps.select((leaders + starts * np.arange(count)[:, None]).ravel())
     maps.exchange(range(size // 2, 2 * size))
-    return maps.best.reshape(count, -1).max(1)
+    best: np.ndarray = maps.best.reshape(count, -1).max(1)
+    return best

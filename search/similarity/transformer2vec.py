@@ -51,7 +51,8 @@ def transformer2vec(
         table = nn.Embedding(len(distances), dimensions)
         nn.init.normal_(table.weight, std=(2 * dimensions) ** -0.5)  # distances of about 1 from the start
         unit = _match(table, torch.arange(len(distances)), distances, steps)
-    return unit * table.weight.detach().double().numpy()
+    vectors: np.ndarray = unit * table.weight.detach().double().numpy()
+    return vectors
 
 
 class ArchitectureEmbedding:
@@ -61,6 +62,14 @@ class ArchitectureEmbedding:
         distance: The edit distance that the vectors match.
         dimensions: D.
     """
+
+    distance: EditDistance
+    dimensions: int
+    _cells: np.ndarray
+    _center: np.ndarray
+    _scale: np.ndarray
+    _network: nn.Module
+    _unit: float
 
     @classmethod
     def fit(
@@ -100,7 +109,8 @@ class ArchitectureEmbedding:
             return np.zeros((0, self.dimensions))
         with torch.no_grad():
             vectors = self._network(self._standardised(self._features(architectures)))
-        return self._unit * vectors.double().numpy()
+        scaled: np.ndarray = self._unit * vectors.double().numpy()
+        return scaled
 
     def _features(self, architectures: Sequence[Architecture]) -> np.ndarray:
         """(n, C) area in each cell under the number of vertices that weigh at least so much."""
@@ -133,7 +143,7 @@ def _match(model: nn.Module, inputs: torch.Tensor, distances: np.ndarray, steps:
         # The paper's squared error, but relative, since a search looks at near neighbours most.
         loss = ((found - wanted).square() / (wanted + 0.05)).mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     return unit

@@ -10,6 +10,7 @@ from flexibert.attention_graph import INPUTS, UNARY, Node, result_shape
 Shape = tuple[str, str]
 
 Choose = Callable[[str, Sequence[str]], str]
+Options = dict[str, list[tuple[str, ...]]]
 """Takes a position (`node3.primitive`) and the legal primitives there, and picks one."""
 
 
@@ -73,7 +74,9 @@ def fit(primitive: str, shapes: Sequence[Shape]) -> Shape | None:
 # another program, in which nodes may be dead or double, or None where it found nothing to do.
 
 
-def change_primitive(program: Program, primitives: Sequence[str], rng: random.Random, choose: Choose):
+def change_primitive(
+    program: Program, primitives: Sequence[str], rng: random.Random, choose: Choose
+) -> Program | None:
     """Another primitive on one of a node's operands, with a result of the same shape."""
     if not program.nodes:
         return None
@@ -89,7 +92,7 @@ def change_primitive(program: Program, primitives: Sequence[str], rng: random.Ra
     return Program((*program.nodes[:index], changed, *program.nodes[index + 1 :]), program.outputs)
 
 
-def insert_node(program: Program, primitives: Sequence[str], rng: random.Random, choose: Choose):
+def insert_node(program: Program, primitives: Sequence[str], rng: random.Random, choose: Choose) -> Program | None:
     """A new node between a value and one of its readers."""
     place = rng.choice(program.places())
     index, value = place[0], program.read(place)
@@ -101,7 +104,7 @@ def insert_node(program: Program, primitives: Sequence[str], rng: random.Random,
     return Program((*program.nodes[:index], node, *program.nodes[index:]), program.outputs)
 
 
-def change_operand(program: Program, primitives: Sequence[str], rng: random.Random, choose: Choose):
+def change_operand(program: Program, primitives: Sequence[str], rng: random.Random, choose: Choose) -> Program | None:
     """Another value of the same shape in one place."""
     place = rng.choice(program.places())
     known, value = program.known(place[0]), program.read(place)
@@ -109,7 +112,7 @@ def change_operand(program: Program, primitives: Sequence[str], rng: random.Rand
     return program.redirect(place, rng.choice(others)) if others else None
 
 
-def delete_node(program: Program, primitives: Sequence[str], rng: random.Random, choose: Choose):
+def delete_node(program: Program, primitives: Sequence[str], rng: random.Random, choose: Choose) -> Program | None:
     """One node less: its readers get one of its operands."""
     if not program.nodes:
         return None
@@ -128,13 +131,15 @@ def delete_node(program: Program, primitives: Sequence[str], rng: random.Random,
 EDITS = (change_primitive, insert_node, change_operand, delete_node)
 
 
-def _applications(primitives: Sequence[str], value: str, shape: Shape, known: dict[str, Shape]):
+def _applications(primitives: Sequence[str], value: str, shape: Shape, known: dict[str, Shape]) -> Options:
     """Primitive -> operands out of `known`, `value` among them, whose result has this shape."""
-    pairs = [*((value, other) for other in known), *((other, value) for other in known if other != value)]
+    pairs: list[tuple[str, ...]] = [(value, other) for other in known]
+    pairs += [(other, value) for other in known if other != value]
+    alone: list[tuple[str, ...]] = [(value,)]
     options = {
         primitive: [
             operands
-            for operands in ([(value,)] if primitive in UNARY else pairs)
+            for operands in (alone if primitive in UNARY else pairs)
             if fit(primitive, [known[operand] for operand in operands]) == shape
         ]
         for primitive in primitives

@@ -36,6 +36,7 @@ from flexibert.attention_graph import (
 
 from ..parsing import limited, one_of, parse
 from .attention_edits import EDITS, Choose, Program, fit, insert_node
+from .parameters import Values, word
 
 
 TOKEN_WISE = ("neg", "scale", "logsigmoid", "softsign", "softmax", "add")
@@ -95,7 +96,7 @@ class GraphSpace:
             table[f"node{slot}.left"] = table[f"node{slot}.right"] = names[: len(INPUTS) + slot]
         return {**table, **dict.fromkeys(self._outputs, names if self.mode == "tail" else names[len(INPUTS) :])}
 
-    def decode(self, values: Mapping[str, str], prefix: str = "") -> AttentionGraph:
+    def decode(self, values: Values, prefix: str = "") -> AttentionGraph:
         """The canonical graph that parameter values spell, under names that start with `prefix`.
 
         In `tail` mode everything fits. In `free` mode an operand that does not fit is replaced by the next value that
@@ -103,12 +104,15 @@ class GraphSpace:
         completed to attention: it becomes the keys, the weights, or the matrix that is applied to the queries. Where
         that takes too many nodes the next result counts, in the end scaled dot product attention.
         """
-        return self._decode(tuple(values[prefix + name] for name in self.choices))[0]
+        return self._decode(self._spelled(values, prefix))[0]
 
-    def active(self, values: Mapping[str, str], prefix: str = "") -> list[str]:
+    def active(self, values: Values, prefix: str = "") -> list[str]:
         """Names of the parameters of all nodes that the graph uses, and of its outputs."""
-        names = self._decode(tuple(values[prefix + name] for name in self.choices))[1]
+        names = self._decode(self._spelled(values, prefix))[1]
         return [prefix + name for name in names]
+
+    def _genes(self, values: Values, prefix: str) -> tuple[str, ...]:
+        return tuple(word(values, prefix + name) for name in self.choices)
 
     @lru_cache(maxsize=1 << 14)  # noqa: B019 - spaces are few and compare by value
     def _decode(self, genes: tuple[str, ...]) -> tuple[AttentionGraph, tuple[str, ...]]:
@@ -126,7 +130,9 @@ class GraphSpace:
                     break
         if self.mode == "tail":
             program = Program(tuple(nodes), (values["keys"], values["values"]))
-            return self._graph(program), self._parameters(program)
+            graph = self._graph(program)
+            assert graph is not None  # everything fits
+            return graph, self._parameters(program)
         for result in self._from("result", values):
             for completion in _COMPLETIONS[shapes[result]] if result in shapes else ():
                 added = completion(result)
@@ -182,6 +188,9 @@ class GraphSpace:
         legal = len(graph.nodes) <= self.max_nodes and graph.mixes_tokens() and growth(graph) <= MAX_GROWTH
         return graph if legal else None
 
+    def _spelled(self, values: Values, prefix: str) -> tuple[str, ...]:
+        return tuple(word(values, prefix + name) for name in self.choices)
+
     @lru_cache(maxsize=1 << 14)  # noqa: B019 - spaces are few and compare by value
     def _program(self, graph: AttentionGraph) -> Program:
         """The searched part of a graph's canonical form; ValueError where it is not in the space."""
@@ -222,11 +231,11 @@ class GraphSpace:
         edits = [edit for edit in EDITS if not (full and edit is insert_node)]
         while True:
             if rng.random() < RESTART_RATE:
-                mutant = self.sample(rng)
+                mutant: AttentionGraph | None = self.sample(rng)
             else:
                 edited = rng.choice(edits)(program, self._primitives, rng, choose)
                 mutant = None if edited is None else self._graph(edited)
-            if mutant not in (None, graph):
+            if mutant is not None and mutant != graph:
                 return mutant
 
 

@@ -32,16 +32,19 @@ _PROBE = _probe()
 
 def _softmax(x: np.ndarray) -> np.ndarray:
     weights = np.exp(x - x.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
+    shares: np.ndarray = weights / weights.sum(axis=-1, keepdims=True)
+    return shares
 
 
 def _cosine_similarity(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     x, y = (rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-6) for rows in (x, y))
-    return x @ y.swapaxes(-1, -2)
+    cosines: np.ndarray = x @ y.swapaxes(-1, -2)
+    return cosines
 
 
 def _euclidean_distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.sqrt(((x[..., :, None, :] - y[..., None, :, :]) ** 2).sum(-1) + 1e-6)
+    distances: np.ndarray = np.sqrt(((x[..., :, None, :] - y[..., None, :, :]) ** 2).sum(-1) + 1e-6)
+    return distances
 
 
 _FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {

@@ -14,6 +14,17 @@ Value = str | int
 Values = Mapping[str, Value]
 """Parameter values of an architecture by name."""
 
+
+def number(values: Values, name: str) -> int:
+    """The value of a parameter that is a whole number."""
+    return int(values[name])
+
+
+def word(values: Values, name: str) -> str:
+    """The value of a parameter that is text."""
+    return str(values[name])
+
+
 NUM_LAYERS = "num_layers"
 HIDDEN_SIZE = "hidden_size"
 

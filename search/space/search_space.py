@@ -14,6 +14,7 @@ All parameters are always present, also those of layers beyond the chosen depth,
 import dataclasses
 import math
 import random
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +29,7 @@ from ..errors import UserError
 from ..parsing import limited, parse, several
 from .attention_edits import Choose
 from .attention_space import GraphSpace
-from .parameters import HIDDEN_SIZE, NUM_LAYERS, Parameter, Unit, Value, Values
+from .parameters import HIDDEN_SIZE, NUM_LAYERS, Parameter, Unit, Value, Values, number, word
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,9 @@ class SearchSpace:
         count = max(self.num_layers) // self.layers_per_stack
         return tuple(Unit(f"{kind}{index}", *bounds, *mixed) for index in range(count))
 
-    def _units(self, num_layers: Value) -> tuple[Unit, ...]:
+    def _units(self, num_layers: int) -> tuple[Unit, ...]:
         """The units of an encoder of this depth."""
-        return self.units[: int(num_layers) // self.layers_per_stack]
+        return self.units[: num_layers // self.layers_per_stack]
 
     @cached_property
     def _by_label(self) -> dict[str, Mapping[str, Any]]:
@@ -165,46 +166,51 @@ class SearchSpace:
 
     def kind(self, value: Value) -> str:
         """The operation that a label stands for, without its parameters; other values are kinds of their own."""
-        operation = self._by_label.get(value)
+        operation = self._by_label.get(str(value))
         return str(value if operation is None else operation["op"])
 
     def active(self, values: Values) -> list[str]:
         """Names of the parameters that have a say in `build(values)`."""
         names = [NUM_LAYERS] + [HIDDEN_SIZE] * self.shared_hidden_size
-        for unit in self._units(values[NUM_LAYERS]):
+        for unit in self._units(number(values, NUM_LAYERS)):
             names += [unit.hidden_size] * (not self.shared_hidden_size)
-            names += [unit.num_heads, *unit.operations[: values[unit.num_heads]]]
-            if self._has_graph(unit, values):
+            names += [unit.num_heads, *unit.operations[: number(values, unit.num_heads)]]
+            if self.graph_space is not None and self._has_graph(unit, values):
                 names += self.graph_space.active(values, unit.graph)
-            names += [unit.feed_forward_depth, *unit.feed_forward_sizes[: values[unit.feed_forward_depth]]]
+            depth = number(values, unit.feed_forward_depth)
+            names += [unit.feed_forward_depth, *unit.feed_forward_sizes[:depth]]
         return names
 
     def _has_graph(self, unit: Unit, values: Values) -> bool:
-        heads = unit.operations[: values[unit.num_heads]]
-        return self.graph_space is not None and any("graph" in self._by_label[values[name]] for name in heads)
+        heads = unit.operations[: number(values, unit.num_heads)]
+        return any("graph" in self._by_label[word(values, name)] for name in heads)
 
     def graphs(self, values: Values) -> dict[str, AttentionGraph]:
         """The searched graphs that these parameter values spell, by unit (`layer3`)."""
-        units = [unit for unit in self._units(values[NUM_LAYERS]) if self._has_graph(unit, values)]
-        return {unit.name: self.graph_space.decode(values, unit.graph) for unit in units}
+        space = self.graph_space
+        if space is None:
+            return {}
+        units = [unit for unit in self._units(number(values, NUM_LAYERS)) if self._has_graph(unit, values)]
+        return {unit.name: space.decode(values, unit.graph) for unit in units}
 
     # --- values <-> architecture ----------------------------------------------------------------------------------
 
     def build(self, values: Values) -> Architecture:
         """The architecture that these values spell. Equal heads are grouped, in the order of `operations`."""
-        layers, graphs = [], self.graphs(values)
-        for unit in self._units(values[NUM_LAYERS]):
-            heads = values[unit.num_heads]
-            labels = [values[name] for name in unit.operations[:heads]]
+        layers: list[LayerSpec] = []
+        graphs = self.graphs(values)
+        for unit in self._units(number(values, NUM_LAYERS)):
+            heads = number(values, unit.num_heads)
+            labels = [word(values, name) for name in unit.operations[:heads]]
             if self.mixed_heads:
-                groups = [(operation, labels.count(label)) for label, operation in self._by_label.items()]
+                counts = [(operation, labels.count(label)) for label, operation in self._by_label.items()]
             else:
-                groups = [(self._by_label[labels[0]], heads)]
-            depth = values[unit.feed_forward_depth]
-            sizes = [values[name] for name in unit.feed_forward_sizes[:depth]]
+                counts = [(self._by_label[labels[0]], heads)]
+            depth = number(values, unit.feed_forward_depth)
+            sizes = [number(values, name) for name in unit.feed_forward_sizes[:depth]]
             sizes = sizes if self.mixed_feed_forward else sizes * depth
-            groups = [_group(operation, count, graphs.get(unit.name)) for operation, count in groups if count]
-            layer = self._layer(values[unit.hidden_size], groups, sizes)
+            groups = [_group(operation, count, graphs.get(unit.name)) for operation, count in counts if count]
+            layer = self._layer(number(values, unit.hidden_size), groups, sizes)
             layers += [layer] * self.layers_per_stack
         return tuple(layers)
 
@@ -224,7 +230,7 @@ class SearchSpace:
             labels = []
             for group in layer.operations:
                 label = operation_label(group.to_dict())
-                if self.graph_space is not None and group.op == SearchedAttention.op:
+                if self.graph_space is not None and isinstance(group, SearchedAttention):
                     label = group.op
                     values.update(self.graph_space.encode(group.graph, unit.graph))
                 labels += [label] * group.num_heads
@@ -249,7 +255,8 @@ class SearchSpace:
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Architecture:
         """Asks an Optuna trial for every parameter and builds the architecture; works with any sampler."""
-        return self.build({name: trial.suggest_categorical(name, values) for name, values in self.choices.items()})
+        suggested = {name: trial.suggest_categorical(name, values) for name, values in self.choices.items()}
+        return self.build(typing.cast(Values, suggested))  # one of the values, which are texts and whole numbers
 
     def sample(self, rng: random.Random) -> Architecture:
         """A random member; every parameter uniform over its values."""
@@ -274,8 +281,9 @@ class SearchSpace:
             raise ValueError("the space has one member only, nothing can be mutated")
         while True:
             name = rng.choice(movable)
-            if self.table[name].spells_graph:
-                return self.mutate_graph(values, self.table[name].unit, rng)
+            unit = self.table[name].unit
+            if unit is not None and self.table[name].spells_graph:
+                return self.mutate_graph(values, unit, rng)
             value = rng.choice([value for value in self.choices[name] if value != values[name]])
             mutant = self.change(values, name, value, rng)
             if mutant != values:  # mixed heads: another order of the same heads is the same layer
@@ -300,10 +308,13 @@ class SearchSpace:
         self, values: Values, unit: str, rng: random.Random, choose: Choose | None = None
     ) -> dict[str, Value]:
         """Normal values with one edit of a unit's graph; `choose` as in `GraphSpace.mutate`, for full names."""
+        space = self.graph_space
+        if space is None:
+            raise ValueError("the space has no searched graphs")
         prefix = next(one.graph for one in self.units if one.name == unit)
-        graph = self.graph_space.decode(values, prefix)
+        graph = space.decode(values, prefix)
         named = None if choose is None else lambda position, options: choose(prefix + position, options)
-        return {**values, **self.graph_space.encode(self.graph_space.mutate(graph, rng, named), prefix)}
+        return {**values, **space.encode(space.mutate(graph, rng, named), prefix)}
 
     def normalize(self, values: Values) -> dict[str, Value]:
         """The values of `parameters(build(values))`, without building layers: equal where architectures are."""
@@ -311,13 +322,14 @@ class SearchSpace:
         normal.update((name, values[name]) for name in self.active(values) if not self.table[name].spells_graph)
         graphs = self.graphs(values)
         for unit in self.units:
-            if unit.name in graphs:
+            if self.graph_space is not None and unit.name in graphs:
                 normal.update(self.graph_space.encode(graphs[unit.name], unit.graph))
         if self.mixed_heads:
             order = list(self._by_label)
-            for unit in self._units(values[NUM_LAYERS]):
-                names = unit.operations[: values[unit.num_heads]]
-                normal.update(zip(names, sorted((normal[name] for name in names), key=order.index)))
+            for unit in self._units(number(values, NUM_LAYERS)):
+                names = unit.operations[: number(values, unit.num_heads)]
+                labels = sorted((word(normal, name) for name in names), key=lambda label: order.index(label))
+                normal.update(zip(names, labels))
         return normal
 
     def restrict(self, choices: Mapping[str, Sequence[Value]]) -> "SearchSpace":
@@ -339,17 +351,17 @@ class SearchSpace:
         sizes = []
         for depth in self.choices[NUM_LAYERS]:
             shared = len(self.choices[HIDDEN_SIZE]) if self.shared_hidden_size else 1
-            sizes.append(shared * math.prod(self._unit_size(unit) for unit in self._units(depth)))
+            sizes.append(shared * math.prod(self._unit_size(unit) for unit in self._units(int(depth))))
         return sum(sizes)
 
     def _unit_size(self, unit: Unit) -> int:
         options = self.choices
         widths = 1 if self.shared_hidden_size else len(options[unit.hidden_size])
         mixtures = sum(
-            _multisets([options[name] for name in unit.operations[:heads]]) for heads in options[unit.num_heads]
+            _multisets([options[name] for name in unit.operations[: int(heads)]]) for heads in options[unit.num_heads]
         )
         feed_forwards = sum(
-            math.prod(len(options[name]) for name in unit.feed_forward_sizes[:depth])
+            math.prod(len(options[name]) for name in unit.feed_forward_sizes[: int(depth)])
             for depth in options[unit.feed_forward_depth]
         )
         return widths * mixtures * feed_forwards
@@ -370,12 +382,12 @@ def operation_label(operation: Mapping[str, Any]) -> str:
     defaults = {f.name: f.default for f in dataclasses.fields(OPERATIONS[operation["op"]])}
     shown = sorted(key for key in operation if key not in ("op", "num_heads", "graph"))
     details = [f"{key}={operation[key]}" for key in shown if operation[key] != defaults[key]]
-    return operation["op"] + (f"({', '.join(details)})" if details else "")
+    return f"{operation['op']}({', '.join(details)})" if details else str(operation["op"])
 
 
 def _group(choice: Mapping[str, Any], heads: int, graph: AttentionGraph | None) -> OperationSpec:
     """The operation that a choice stands for, as a group of heads; the searched one gets this graph."""
-    if "graph" in choice:
+    if "graph" in choice and graph is not None:
         return SearchedAttention(heads, graph.lines)
     return OperationSpec.from_dict({**choice, "num_heads": heads})
 

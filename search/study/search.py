@@ -82,7 +82,7 @@ class Search:
         after_trial: Callable[[], None] | None = None,
         pruning: Pruning | None = None,
     ):
-        self.study = study
+        self._study = study
         self.sampler = sampler
         self.space = sampler.space
         self.evaluate = evaluate
@@ -94,6 +94,12 @@ class Search:
         self.pruning = pruning
         self.deadline: float | None = None
         self.trial_timeout: float | None = None
+
+    @property
+    def study(self) -> optuna.Study:
+        """Of the main process; no other asks for it."""
+        assert self._study is not None
+        return self._study
 
     def run(
         self,
@@ -160,8 +166,9 @@ class Search:
                 what = trial.user_attrs.get(FAILURE, trial.user_attrs.get(INTERRUPTED))
                 raise UserError(f"{failures} trials in a row failed, the last one: {what}")
             self._recover()
-        if self.space.size() is not None and trials > self.space.size():
-            self.progress.say(f"the space has {self.space.size()} architectures, all of them are trained")
+        size = self.space.size()
+        if size is not None and trials > size:
+            self.progress.say(f"the space has {size} architectures, all of them are trained")
 
     def _recover(self) -> None:
         again = recover(self.study)
