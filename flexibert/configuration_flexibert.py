@@ -96,6 +96,9 @@ class FlexiBertConfig(PreTrainedConfig):
             How the head for sequences sees a pair of texts. `"joint"` encodes both in one sequence, as BERT does.
             `"separate"` takes the same input apart by its token types and encodes each text alone; the head then sees
             the states u, v and |u - v|, or with one label their cosine (Sentence-BERT, arXiv 1908.10084, Section 3).
+        pooler_activation (`str`, *optional*, defaults to `"tanh"`):
+            What follows the pooler's linear layer: `"tanh"` in BERT and RoBERTa, `"relu"` in DistilBERT, `"gelu"` in
+            ELECTRA.
         unpad_inputs (`bool`, *optional*, defaults to `False`):
             Everything but the mixing of tokens runs on the real tokens of a padded batch alone. That saves up to half
             of the time where lengths vary and changes no result, because padding does not; states at padding are 0.
@@ -121,6 +124,7 @@ class FlexiBertConfig(PreTrainedConfig):
     attention_probs_dropout_prob: float | int = 0.1
     classifier_dropout: float | int | None = None
     classifier_pooling: Literal["cls", "mean"] = "cls"
+    pooler_activation: str = "tanh"
     pair_encoding: Literal["joint", "separate"] = "joint"
     initializer_range: float | int = 0.02
     layer_norm_eps: float | int = 1e-12

@@ -1,4 +1,5 @@
-"""Converters for checkpoints of FlexiBERT's public code and for transformers' BERT, FNet and ConvBERT models."""
+"""Converters for checkpoints of FlexiBERT's public code and for transformers' encoders with attention like BERT's,
+FNet's transforms or ConvBERT's convolutions."""
 
 import itertools
 import re
@@ -15,6 +16,7 @@ from .model_dict import config_from_model_dict
 from .modeling_flexibert import (
     PROJECTIONS,
     FlexiBertForMaskedLM,
+    FlexiBertForMultipleChoice,
     FlexiBertForQuestionAnswering,
     FlexiBertForSequenceClassification,
     FlexiBertForTokenClassification,
@@ -84,7 +86,8 @@ def convert_reference_state_dict(
 
 
 def _without_prefix(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {re.sub(r"^(bert|flexibert|fnet|convbert)\.", "", name): tensor for name, tensor in state_dict.items()}
+    prefix = re.compile(r"^(bert|flexibert|fnet|convbert|roberta|distilbert|electra)\.")
+    return {prefix.sub("", name): tensor for name, tensor in state_dict.items()}
 
 
 def _rows(tensors: Mapping[str, torch.Tensor], name: str) -> int:
@@ -96,7 +99,7 @@ def _rows(tensors: Mapping[str, torch.Tensor], name: str) -> int:
 # --- names of tensors ---------------------------------------------------------------------------------------------
 
 _WITHOUT_USE = re.compile(
-    r"embeddings\.position_(ids|embeddings\.weight)|pooler\.dense\.(weight|bias)|"
+    r"embeddings\.(token_type_ids|position_(ids|embeddings\.weight))|pooler\.dense\.(weight|bias)|"
     r"cls\.(predictions\.(decoder\.)?bias|seq_relationship\.(weight|bias))|"
     r"encoder\.layer\.\d+\.(attention\.self\.(W|W\.weight|key\.(weight|bias))|"
     r"intermediate\.(dense|sequential\.0)\.(weight|bias)|fourier\.self\.dft_mat_(seq|hidden))"
@@ -206,68 +209,167 @@ def _source_rows(config: FlexiBertConfig) -> dict[str, torch.Tensor]:
 
 # --- transformers' models -----------------------------------------------------------------------------------------
 
-_COMMON_FIELDS = (
-    "vocab_size",
-    "embedding_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "classifier_dropout",
-    "initializer_range",
-    "layer_norm_eps",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "tie_word_embeddings",
-)
+FAMILIES = (("Bert", "FNet", "ConvBert"), ("Roberta", "XLMRoberta", "DistilBert", "Electra"))
+HEADS = {
+    "Model": FlexiBertModel,
+    "ForMaskedLM": FlexiBertForMaskedLM,
+    "ForSequenceClassification": FlexiBertForSequenceClassification,
+    "ForTokenClassification": FlexiBertForTokenClassification,
+    "ForQuestionAnswering": FlexiBertForQuestionAnswering,
+    "ForMultipleChoice": FlexiBertForMultipleChoice,
+}
+CONVERTIBLE: dict[type[PreTrainedModel], type[FlexiBertPreTrainedModel]] = {
+    getattr(transformers, family + head): ours
+    for families in FAMILIES
+    for head, ours in HEADS.items()
+    for family in families
+}
+"""Class of transformers -> what it becomes."""
+
+# Field here -> its names in the configurations of transformers.
+_FIELDS = {
+    name: (name,)
+    for name in (
+        "vocab_size",
+        "embedding_size",
+        "type_vocab_size",
+        "classifier_dropout",
+        "initializer_range",
+        "layer_norm_eps",
+        "pad_token_id",
+        "bos_token_id",
+        "eos_token_id",
+        "tie_word_embeddings",
+        "id2label",
+        "label2id",
+        "problem_type",
+    )
+} | {
+    "hidden_act": ("hidden_act", "activation"),
+    "hidden_dropout_prob": ("hidden_dropout_prob", "dropout"),
+    "attention_probs_dropout_prob": ("attention_probs_dropout_prob", "attention_dropout"),
+}
+
+# Names of modules in the style of BERT's, where a family has its own.
+_SEQUENCE_SUMMARY = [(r"^sequence_summary\.summary\.", "pooler.dense.")]
+_LM_HEAD = [
+    (r"^lm_head\.dense\.", "cls.predictions.transform.dense."),
+    (r"^lm_head\.layer_norm\.", "cls.predictions.transform.LayerNorm."),
+    (r"^lm_head\.(decoder\.|bias$)", r"cls.predictions.\1"),
+]
+_MODULES = {
+    "convbert": _SEQUENCE_SUMMARY,
+    "electra": _SEQUENCE_SUMMARY,
+    "roberta": _LM_HEAD,
+    "xlm-roberta": _LM_HEAD,
+    "distilbert": [
+        (r"^transformer\.layer\.", "encoder.layer."),
+        (r"\.attention\.out_lin\.", ".attention.output.dense."),
+        (r"\.attention\.q_lin\.", ".attention.self.query."),
+        (r"\.attention\.k_lin\.", ".attention.self.key."),
+        (r"\.attention\.v_lin\.", ".attention.self.value."),
+        (r"\.sa_layer_norm\.", ".attention.output.LayerNorm."),
+        (r"\.ffn\.lin1\.", ".intermediate.dense."),
+        (r"\.ffn\.lin2\.", ".output.dense."),
+        (r"\.output_layer_norm\.", ".output.LayerNorm."),
+        (r"^vocab_transform\.", "cls.predictions.transform.dense."),
+        (r"^vocab_layer_norm\.", "cls.predictions.transform.LayerNorm."),
+        (r"^vocab_projector\.", "cls.predictions.decoder."),
+        (r"^pre_classifier\.", "pooler.dense."),
+    ],
+}
 
 
 def convert_transformers_model(model: PreTrainedModel, *, mix_padding: bool = True) -> FlexiBertPreTrainedModel:
-    """Converts transformers' BERT, FNet or ConvBERT, base model or masked language model, to one with equal outputs.
+    """Converts an encoder of transformers to one with equal outputs at real tokens, in evaluation mode.
 
-    Only `hidden_states[0]` may differ: the linear layer behind the embeddings of FNet and of small ConvBERTs is the
-    first layer's `resize` here.
+    Accepted are BERT (MiniLM and other sentence encoders of its kind included), RoBERTa, XLM-RoBERTa, DistilBERT,
+    ELECTRA, FNet and ConvBERT: the bare model, or the one for masked language modelling, for classification of
+    sequences or tokens, for question answering or for multiple choice.
+
+    What may differ: `hidden_states[0]` where a linear layer follows the embeddings (FNet, small ConvBERTs and
+    ELECTRAs), which is the first layer's `resize` here; and, under left padding, positions of RoBERTa, which counts
+    real tokens only (give `position_ids` then). In training the heads of some families have one dropout more.
 
     Args:
-        model: `BertModel`, `FNetModel`, `ConvBertModel` or the `ForMaskedLM` class of one of them.
+        model: A model of one of those classes, as `from_pretrained` returns it.
         mix_padding: Lets padding take part in Fourier transforms and convolutions, as it does in transformers. With
             False the outputs at real tokens do not depend on padding; those of unpadded rows stay equal.
 
     Returns:
-        `FlexiBertForMaskedLM` or `FlexiBertModel` with copied weights, in the dtype, on the device and in the mode
-        (training or evaluation) of `model`.
+        The model here for the same task with copied weights, in the dtype, on the device and in the mode (training or
+        evaluation) of `model`.
 
     Raises:
         ValueError: If the model is another one, or one that has no equal here (a decoder, an activation of its own).
     """
-    base = (transformers.BertModel, transformers.FNetModel, transformers.ConvBertModel)
-    masked_lm = (transformers.BertForMaskedLM, transformers.FNetForMaskedLM, transformers.ConvBertForMaskedLM)
-    if not isinstance(model, base + masked_lm):
-        known = ", ".join(cls.__name__ for cls in base + masked_lm)
+    ours = next((ours for theirs, ours in CONVERTIBLE.items() if isinstance(model, theirs)), None)
+    if ours is None:
+        known = ", ".join(cls.__name__ for cls in CONVERTIBLE)
         raise ValueError(f"model: {type(model).__name__} is not accepted, known: {known}")
     source = model.config
     if getattr(source, "is_decoder", False):
         raise ValueError("model.config.is_decoder: True is not accepted, encoders see both sides")
-    if isinstance(model, transformers.ConvBertForMaskedLM) and source.hidden_act != "gelu":
+    fixed_gelu = source.model_type in ("convbert", "electra", "roberta", "xlm-roberta")
+    if ours is FlexiBertForMaskedLM and fixed_gelu and source.hidden_act != "gelu":
         raise ValueError(f"model.config.hidden_act: {show(source.hidden_act)}, but the prediction head has 'gelu'")
-    tensors = _without_prefix(model.state_dict())
+    tensors = _in_berts_names(source, _without_prefix(model.state_dict()))
+    fields = {
+        name: getattr(source, theirs) for name, names in _FIELDS.items() for theirs in names if hasattr(source, theirs)
+    }
+    fields["type_vocab_size"] = _rows(tensors, "embeddings.token_type_embeddings.weight")
+    fields["max_position_embeddings"] = _rows(tensors, "embeddings.position_embeddings.weight")
     config = FlexiBertConfig(
+        **{**fields, **_head_fields(source, ours)},
         layers=[_transformers_layer(source, mix_padding)] * source.num_hidden_layers,
         project_embeddings=source.model_type == "fnet",
-        **{name: getattr(source, name) for name in _COMMON_FIELDS if hasattr(source, name)},
+        prediction_size=fields.get("embedding_size", source.hidden_size),
     )
-    if isinstance(model, masked_lm):
-        converted = FlexiBertForMaskedLM(config)
-    else:
+    if ours is FlexiBertModel:
         converted = FlexiBertModel(config, add_pooling_layer="pooler.dense.weight" in tensors)
-    converted.load_state_dict(_state_dict_for(converted, _with_dense_matrices(tensors)))
+    else:
+        converted = ours(config)
+    converted.load_state_dict(_state_dict_for(converted, tensors))
     return converted.to(device=model.device, dtype=model.dtype).train(model.training)
 
 
+def _in_berts_names(source, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors under the names, and in the shapes, that those of BERT have."""
+    tensors = _with_dense_matrices(tensors)
+    for pattern, name in _MODULES.get(source.model_type, ()):
+        tensors = {re.sub(pattern, name, old): tensor for old, tensor in tensors.items()}
+    table = "embeddings.position_embeddings.weight"
+    if source.model_type in ("roberta", "xlm-roberta"):
+        tensors[table] = tensors[table][source.pad_token_id + 1 :]  # the first positions are those of padding
+    if source.model_type == "distilbert":
+        tensors["embeddings.token_type_embeddings.weight"] = tensors[table].new_zeros(1, source.hidden_size)
+    return tensors
+
+
+def _head_fields(source, ours: type[FlexiBertPreTrainedModel]) -> dict[str, Any]:
+    """What a family has of its own in the heads that see a sequence as one state."""
+    sequence = ours in (FlexiBertForSequenceClassification, FlexiBertForMultipleChoice)
+    if source.model_type == "distilbert":
+        own = {FlexiBertForTokenClassification: "dropout", FlexiBertForQuestionAnswering: "qa_dropout"}
+        dropout = getattr(source, own.get(ours, "seq_classif_dropout"))
+        return {"layer_norm_eps": 1e-12, "pooler_activation": "relu", "classifier_dropout": dropout}
+    if source.model_type not in ("electra", "convbert") or not sequence:
+        return {}
+    if ours is FlexiBertForMultipleChoice:
+        kind = getattr(source, "summary_type", "last")
+        if kind != "first" or not source.summary_use_proj or getattr(source, "summary_proj_to_labels", False):
+            expected = "expected 'first' and a projection of full width"
+            raise ValueError(f"model.config.summary_type: {show(kind)} is not accepted, {expected}")
+        return {
+            "pooler_activation": source.summary_activation or "linear",
+            "classifier_dropout": source.summary_last_dropout,
+        }
+    return {"pooler_activation": "gelu" if source.model_type == "electra" else source.hidden_act}
+
+
 def _transformers_layer(config, mix_padding: bool) -> LayerSpec:
-    hidden_size, feed_forward = config.hidden_size, (config.intermediate_size,)
+    inner = config.hidden_dim if config.model_type == "distilbert" else config.intermediate_size
+    hidden_size, feed_forward = config.hidden_size, (inner,)
     if config.model_type == "fnet":
         operation = LinearTransform(1, "fourier", source="layer", norm="backward", mix_padding=mix_padding)
         return LayerSpec(hidden_size, (operation,), feed_forward, output_projection=False)

@@ -215,8 +215,9 @@ class FlexiBertPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: FlexiBertConfig, *args, **kwargs):
         config.check_size()  # layers may have been changed since
-        if config.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act: {config.hidden_act!r} is not accepted, known: {', '.join(ACT2FN)}")
+        for name in ("hidden_act", "pooler_activation"):
+            if getattr(config, name) not in ACT2FN:
+                raise ValueError(f"{name}: {getattr(config, name)!r} is not accepted, known: {', '.join(ACT2FN)}")
         self._masks_pairs = softmax_attention_only(config)
         # Flash and flex attention take no score bias, and nothing but softmax attention knows their masks.
         self._supports_flash_attn = config.position_embedding_type != "relative_key" and self._masks_pairs
@@ -256,7 +257,8 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
     def __init__(self, config: FlexiBertConfig, add_pooling_layer: bool = True):
         r"""
         add_pooling_layer (`bool`, *optional*, defaults to `True`):
-            Whether to put a linear layer with tanh on the state that sequence heads see, `config.classifier_pooling`.
+            Whether to put a linear layer with an activation on the state that sequence heads see, see
+            `config.classifier_pooling`.
         """
         super().__init__(config)
         specs = config.layer_specs
@@ -325,7 +327,8 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
             hidden_states = self.encode(hidden_states, context, early)
         pooled = None
         if self.pooler is not None:
-            pooled = torch.tanh(self.pooler(self.pool(hidden_states, attention_mask, bounds)))
+            state = self.pool(hidden_states, attention_mask, bounds)
+            pooled = ACT2FN[self.config.pooler_activation](self.pooler(state))
         if output_positions is not None and hidden_states.dim() == 3:
             hidden_states = hidden_states.flatten(0, 1)[output_positions]
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
@@ -561,10 +564,11 @@ class FlexiBertClassifier(nn.Linear):
     def __init__(self, config: FlexiBertConfig, num_logits: int):
         super().__init__(config.hidden_size, num_logits)
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.pooler_activation]
         self.dropout = classifier_dropout(config)
 
     def forward(self, state: torch.Tensor) -> torch.Tensor:
-        return super().forward(self.dropout(torch.tanh(self.pooler(state))))
+        return super().forward(self.dropout(self.activation(self.pooler(state))))
 
 
 class FlexiBertPairClassifier(nn.Linear):

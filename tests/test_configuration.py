@@ -114,9 +114,10 @@ def test_a_model_of_too_many_parameters_is_refused_with_their_number(monkeypatch
     FlexiBertModel(config)
 
 
-def test_an_activation_that_nobody_knows_is_named():
-    with pytest.raises(ValueError, match="^hidden_act: 'gellu' is not accepted, known: gelu, "):
-        FlexiBertModel(FlexiBertConfig(layers=SPECS["homogeneous"], hidden_act="gellu"))
+@pytest.mark.parametrize("name", ["hidden_act", "pooler_activation"])
+def test_an_activation_that_nobody_knows_is_named(name):
+    with pytest.raises(ValueError, match=f"^{name}: 'gellu' is not accepted, known: gelu, "):
+        FlexiBertModel(FlexiBertConfig(layers=SPECS["homogeneous"], **{name: "gellu"}))
 
 
 def test_layers_changed_by_hand_are_checked_before_they_are_saved(tmp_path):

@@ -16,6 +16,7 @@ from flexibert import (
     convert_reference_state_dict,
     convert_transformers_model,
 )
+from flexibert.convert import CONVERTIBLE
 from flexibert.modeling_flexibert import (
     FlexiBertForQuestionAnswering,
     FlexiBertForSequenceClassification,
@@ -388,13 +389,108 @@ def test_model_without_pooler():
     assert convert_transformers_model(transformers.BertModel(config)).pooler is not None
 
 
+def foreign(theirs, **fields):
+    """A small model of a class of transformers with random weights, norms and biases included."""
+    kind = theirs.config_class
+    sizes = dict(SMALL)
+    if kind is transformers.DistilBertConfig:
+        sizes = {"vocab_size": 50, "dim": 32, "hidden_dim": 40, "n_layers": 2, "max_position_embeddings": 24}
+    heads = {} if kind is transformers.FNetConfig else {"num_attention_heads": 4}
+    widths = {"embedding_size": 16} if kind in (transformers.ElectraConfig, transformers.ConvBertConfig) else {}
+    torch.manual_seed(0)
+    model = theirs(kind(**{**sizes, **heads, **widths, "num_labels": 3, **fields})).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    model.tie_weights()
+    return model
+
+
+def outputs_of(model, theirs, masked=True):
+    """All outputs at real tokens of three rows, the second of them padded on the right."""
+    torch.manual_seed(1)
+    choices = (3, 2, 9) if "MultipleChoice" in theirs.__name__ else (3, 9)
+    ids = torch.randint(2, 50, choices)
+    mask = torch.ones_like(ids)
+    if masked and "FNet" not in theirs.__name__:  # FNet takes no mask
+        mask[1, ..., 6:] = 0
+        ids = ids.masked_fill(mask == 0, model.config.pad_token_id)
+    inputs = {"input_ids": ids} if "FNet" in theirs.__name__ else {"input_ids": ids, "attention_mask": mask}
+    with torch.no_grad():
+        outputs = model(**inputs)
+    names = [name for name in ("last_hidden_state", "logits", "start_logits", "end_logits") if name in outputs]
+    per_token = "logits" not in names or outputs["logits"].shape[:2] == (3, 9)
+    found = {name: outputs[name][mask.bool()] if per_token else outputs[name] for name in names}
+    if outputs.get("pooler_output") is not None:
+        found["pooler_output"] = outputs.pooler_output
+    return found
+
+
+@pytest.mark.parametrize("theirs", CONVERTIBLE, ids=lambda cls: cls.__name__)
+def test_every_head_of_every_family_computes_the_same(theirs, tmp_path):
+    if theirs is transformers.ConvBertForMultipleChoice:  # takes the last token, which may be padding
+        with pytest.raises(ValueError, match=r"^model\.config\.summary_type: 'last' is not accepted"):
+            convert_transformers_model(foreign(theirs))
+        return
+    fields = {"num_labels": 2} if "QuestionAnswering" in theirs.__name__ else {}
+    model = foreign(theirs, **fields)
+    converted = convert_transformers_model(model)
+    assert type(converted) is CONVERTIBLE[theirs]
+    expected = outputs_of(model, theirs)
+    converted.save_pretrained(tmp_path)
+    for same in (converted, type(converted).from_pretrained(tmp_path)):
+        actual = outputs_of(same, theirs)
+        if "pooler_output" not in expected:
+            actual.pop("pooler_output", None)  # drawn anew with the bare model
+        assert actual.keys() == expected.keys()
+        for name in expected:
+            torch.testing.assert_close(actual[name], expected[name], atol=1e-5, rtol=1e-5)
+    names = {0: "no", 1: "perhaps", 2: "yes"}
+    if "ForSequence" in theirs.__name__:
+        named = convert_transformers_model(foreign(theirs, id2label=names, label2id={v: k for k, v in names.items()}))
+        assert named.config.id2label == names
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "DistilBert", "Electra"])
+def test_heads_that_predict_tokens_tied_and_untied(family, tied):
+    theirs = getattr(transformers, f"{family}ForMaskedLM")
+    model = foreign(theirs, tie_word_embeddings=tied)
+    converted = convert_transformers_model(model)
+    assert (converted.lm_head.weight is converted.get_input_embeddings().weight) == tied
+    expected, actual = outputs_of(model, theirs), outputs_of(converted, theirs)
+    torch.testing.assert_close(actual["logits"], expected["logits"], atol=1e-5, rtol=1e-5)
+
+
+def test_an_electra_of_one_width_and_choices_without_activation():
+    for fields in ({"embedding_size": 32}, {"summary_activation": ""}, {"summary_activation": "tanh"}):
+        theirs = transformers.ElectraForMultipleChoice
+        model = foreign(theirs, **fields)
+        expected, actual = outputs_of(model, theirs), outputs_of(convert_transformers_model(model), theirs)
+        torch.testing.assert_close(actual["logits"], expected["logits"], atol=1e-5, rtol=1e-5)
+
+
+def test_a_public_sentence_encoder(shared):
+    folder = shared / "models" / "all-MiniLM-L6-v2"
+    if not folder.is_dir():
+        pytest.skip("the checkpoint is not here")
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(["A river runs through it.", "The weather is fine"], padding=True, return_tensors="pt")
+    converted = convert_transformers_model(model)
+    real = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        expected, actual = model(**inputs), converted(**inputs)
+    difference = (actual.last_hidden_state - expected.last_hidden_state)[real].abs().max()
+    assert difference < 1e-5 and converted.num_parameters() == model.num_parameters()
+
+
 @pytest.mark.parametrize(
     "model, message",
     [
         (None, "model: NoneType is not accepted, known: BertModel, FNetModel, ConvBertModel, BertForMaskedLM"),
         (
-            transformers.BertForSequenceClassification(transformers.BertConfig(num_attention_heads=4, **SMALL)),
-            "model: BertForSequenceClassification is not accepted",
+            transformers.BertForNextSentencePrediction(transformers.BertConfig(num_attention_heads=4, **SMALL)),
+            "model: BertForNextSentencePrediction is not accepted",
         ),
         (
             transformers.BertModel(transformers.BertConfig(is_decoder=True, num_attention_heads=4, **SMALL)),
