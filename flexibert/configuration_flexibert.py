@@ -81,7 +81,8 @@ class FlexiBertConfig(PreTrainedConfig):
             Width of the masked language modelling head where its decoder is not tied to the embeddings. The default
             is the width of the last layer; or of the embeddings, for a head that was tied when it was made.
         position_embedding_type (`str`, *optional*, defaults to `"absolute"`):
-            `"absolute"` adds a learned table to the embeddings. `"relative_key"` (Shaw et al. 2018) and `"rotary"` act
+            `"absolute"` adds a learned table to the embeddings. `"relative_key"` (Shaw et al. 2018),
+            `"relative_key_query"` (Huang et al. 2020, method 4: of queries and keys) and `"rotary"` act
             on the scores of self-attention and of attention graphs that end in a softmax over the keys.
         rotary_base (`float`, *optional*, defaults to 10000.0):
             Wavelength base of rotary positions.
@@ -115,7 +116,7 @@ class FlexiBertConfig(PreTrainedConfig):
     embedding_size: int | None = None
     prediction_size: int | None = None
     max_position_embeddings: int = 512
-    position_embedding_type: Literal["absolute", "relative_key", "rotary"] = "absolute"
+    position_embedding_type: Literal["absolute", "relative_key", "relative_key_query", "rotary"] = "absolute"
     rotary_base: float | int = 10000.0
     type_vocab_size: int = 2
     project_embeddings: bool = False
@@ -195,11 +196,11 @@ class FlexiBertConfig(PreTrainedConfig):
             embeddings += self.max_position_embeddings
         count, width = embeddings * self.embedding_size, self.embedding_size
         for index, layer in enumerate(self.layer_specs):
-            count += layer.num_parameters
+            count += layer.num_parameters(self.position_embedding_type)
             if width != layer.hidden_size or (self.project_embeddings and index == 0):
                 count += (width + 1) * layer.hidden_size
             scores_positions = any(operation.scores_positions for operation in layer.operations)
-            if self.position_embedding_type == "relative_key" and scores_positions:
+            if self.position_embedding_type.startswith("relative") and scores_positions:
                 count += (2 * self.max_position_embeddings - 1) * layer.resolved_head_size
             width = layer.hidden_size
         return count

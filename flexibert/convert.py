@@ -52,7 +52,8 @@ def convert_reference_state_dict(
         mix_padding: Lets padding take part in transforms and convolutions, as in the public code. With False the
             outputs at real tokens do not depend on padding, but rows shorter than their batch are computed otherwise
             than the checkpoint was trained.
-        overrides: Fields of `FlexiBertConfig`. Sizes of tables and the position type are read off the tensors.
+        overrides: Fields of `FlexiBertConfig`. Sizes of tables and the position type are read off the tensors; those
+            of `position_embedding_type="relative_key_query"` look like "relative_key", so this has to be said.
 
     Raises:
         ValueError: If the dictionary is not accepted or the tensors do not fit it, with path or name.
@@ -200,7 +201,9 @@ def _source_rows(config: FlexiBertConfig) -> dict[str, torch.Tensor]:
     for index, layer in enumerate(config.layer_specs):
         for name, module in PROJECTIONS.items():
             reads = [
-                name in operation.inputs for operation in layer.operations for _ in range(operation.projected_heads)
+                name in operation.reads(config.position_embedding_type)
+                for operation in layer.operations
+                for _ in range(operation.projected_heads)
             ]
             mask = torch.tensor(reads).repeat_interleave(layer.resolved_head_size)
             rows[f"layers.{index}.mixer.projections.{module}"] = mask

@@ -73,8 +73,8 @@ class FlexiBertMixer(nn.Module):
         # For each group, the heads of every projection that belong to it.
         self.group_heads: list[dict[str, slice]] = []
         for operation in spec.operations:
-            start = {name: heads[name] for name in operation.inputs}
-            for name in operation.inputs:
+            start = {name: heads[name] for name in operation.reads(config.position_embedding_type)}
+            for name in start:
                 heads[name] += operation.projected_heads
             self.group_heads.append({name: slice(first, heads[name]) for name, first in start.items()})
         self.projections = nn.ModuleDict(
@@ -85,7 +85,7 @@ class FlexiBertMixer(nn.Module):
         )
         self.distance_embedding = None
         scores_positions = any(operation.scores_positions for operation in spec.operations)
-        if config.position_embedding_type == "relative_key" and scores_positions:
+        if config.position_embedding_type.startswith("relative") and scores_positions:
             self.distance_embedding = nn.Embedding(2 * config.max_position_embeddings - 1, self.head_size)
         # Not nn.Identity: adapters take "output" for a linear layer wherever there is one.
         self.output = nn.Linear(spec.mixing_size, spec.hidden_size) if spec.output_projection else None
@@ -220,7 +220,7 @@ class FlexiBertPreTrainedModel(PreTrainedModel):
                 raise ValueError(f"{name}: {getattr(config, name)!r} is not accepted, known: {', '.join(ACT2FN)}")
         self._masks_pairs = softmax_attention_only(config)
         # Flash and flex attention take no score bias, and nothing but softmax attention knows their masks.
-        self._supports_flash_attn = config.position_embedding_type != "relative_key" and self._masks_pairs
+        self._supports_flash_attn = self._masks_pairs and not config.position_embedding_type.startswith("relative")
         self._supports_flex_attn = self._supports_flash_attn
         super().__init__(config, *args, **kwargs)
 

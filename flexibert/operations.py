@@ -119,7 +119,8 @@ class ScoredAttention(nn.Module):
     """softmax(queries keys^T * scaling + positions) values on the attention backend of the configuration.
 
     Shared by all operations that end in a softmax over keys. `relative_key` adds q_i . R[i - r] to the unscaled score
-    of query i and key r (Shaw et al. 2018); the rows of R belong to the layer and are handed in.
+    of query i and key r (Shaw et al. 2018), `relative_key_query` also k_r . R[i - r] (Huang et al. 2020, method 4);
+    the rows of R belong to the layer and are handed in.
     """
 
     is_causal = False
@@ -130,15 +131,25 @@ class ScoredAttention(nn.Module):
         self.scaling = head_size**-0.5
         self.dropout = config.attention_probs_dropout_prob
 
-    def forward(self, query, key, value, context: MixingContext, distance_embedding=None, scaling=None):
-        """All (B, h, L, d), `distance_embedding` (2L - 1, d) or None; returns (B, h, L, d), (B, h, L, L) or None."""
+    def forward(
+        self, query, key, value, context: MixingContext, distance_embedding=None, scaling=None, position_key=None
+    ):
+        """All (B, h, L, d), `distance_embedding` (2L - 1, d) or None; returns (B, h, L, d), (B, h, L, L) or None.
+
+        `position_key` is the key whose position is scored, where it is another one.
+        """
         scaling = self.scaling if scaling is None else scaling
         if self.config.position_embedding_type == "rotary":
             base = self.config.rotary_base
             query, key = (rotate(x, context.position_ids, base, context.once) for x in (query, key))
         mask = context.attention_mask
         if distance_embedding is not None:
-            mask = add_to_mask(relative_scores(query, distance_embedding) * scaling, mask)
+            scores = relative_scores(query, distance_embedding)
+            if self.config.position_embedding_type == "relative_key_query":
+                scores = scores + relative_key_scores(
+                    key if position_key is None else position_key, distance_embedding
+                )
+            mask = add_to_mask(scores * scaling, mask)
         dropout = self.dropout if self.training else 0.0
         backend = self.config._attn_implementation
         if "flash" in backend and query.dtype == torch.float32 and not torch.is_autocast_enabled(query.device.type):
@@ -179,6 +190,11 @@ def relative_scores(query: torch.Tensor, distance_embedding: torch.Tensor) -> to
     return _unskew(torch.matmul(query, distance_embedding.to(query.dtype).T))
 
 
+def relative_key_scores(key: torch.Tensor, distance_embedding: torch.Tensor) -> torch.Tensor:
+    """k_r . R[i - r] for all pairs, shapes as in `relative_scores`: seen from the keys distances run the other way."""
+    return _unskew(torch.matmul(key, distance_embedding.to(key.dtype).T).flip(-1)).transpose(-1, -2)
+
+
 def _unskew(x: torch.Tensor) -> torch.Tensor:
     """(..., L, 2 L - 1) -> (..., L, L) with y[i, r] = x[i, L - 1 - i + r]; row i is shifted left by L - 1 - i."""
     length = x.shape[-2]
@@ -213,29 +229,35 @@ class SelfAttentionOperation(nn.Module):
         query, key = inputs["q"], inputs["k"]
         if self.weight is None:
             return self.attention(query, key, inputs["v"], context, distance_embedding)
-        # The position score belongs to the query itself, so W goes to the key's side.
-        return self.attention(query, torch.matmul(key, self.weight.T), inputs["v"], context, distance_embedding)
+        # Position scores belong to query and key themselves, so W goes to the key that meets the query.
+        weighted = torch.matmul(key, self.weight.T)
+        return self.attention(query, weighted, inputs["v"], context, distance_embedding, position_key=key)
 
 
 class RelativeAttention(nn.Module):
     """Attention that scores by relative position alone, softmax(q_i . R[i - r] / sqrt(d)) v.
 
     FlexiBERT's public code puts it beside every transform and, in FlexiBERT 2, beside every convolution. Without a
-    table R (positions other than "relative_key") it is the mean of the values over real tokens.
+    table R (positions that are not relative) it is the mean of the values over real tokens.
     """
 
     def __init__(self, config, head_size: int):
         super().__init__()
         self.scaling = head_size**-0.5
+        self.scores_keys = config.position_embedding_type == "relative_key_query"
         self.dropout = Dropout(config.attention_probs_dropout_prob)
 
-    def forward(self, query, value, context: MixingContext, distance_embedding):
-        """query, value (B, h, L, d) -> (B, h, L, d)."""
+    def forward(self, inputs, context: MixingContext, distance_embedding):
+        """Projections q, v and, if their positions are scored, k, each (B, h, L, d) -> (B, h, L, d)."""
+        query, value = inputs["q"], inputs["v"]
         if distance_embedding is None:
             # A product, so that the query has a gradient, if only 0: data parallel training waits for all of them.
             scores = torch.matmul(query, query.new_zeros(query.shape[-1], query.shape[-2]))
         else:
-            scores = relative_scores(query, distance_embedding) * self.scaling
+            scores = relative_scores(query, distance_embedding)
+            if self.scores_keys:
+                scores = scores + relative_key_scores(inputs["k"], distance_embedding)
+            scores = scores * self.scaling
         if context.padding_mask is not None:
             scores = scores.masked_fill(~context.padding_mask[:, None, None, :], torch.finfo(scores.dtype).min)
         return torch.matmul(self.dropout(scores.softmax(dim=-1)), value)
@@ -264,7 +286,7 @@ class LinearTransformOperation(nn.Module):
         if layer_input:
             output = output[:, 0].unflatten(-1, (self.spec.num_heads, -1)).transpose(1, 2)  # (B, h, L, d)
         if self.relative is not None:
-            output = output + self.relative(inputs["q"], inputs["v"], context, distance_embedding)
+            output = output + self.relative(inputs, context, distance_embedding)
         return output, None
 
 
@@ -415,7 +437,7 @@ class DynamicConvolutionOperation(nn.Module):
         kernels = self.kernel(span * query).unflatten(-1, (self.heads, -1)).softmax(dim=-1)  # (B, L, p, K)
         output = convolve(value, kernels.transpose(1, 2))
         if self.relative is not None:
-            output = output + self.relative(inputs["q"], inputs["v"], context, distance_embedding)
+            output = output + self.relative(inputs, context, distance_embedding)
         if self.attention is None:
             return output, None
         attended, weights = self.attention(inputs["q"], inputs["k"], inputs["v"], context, distance_embedding)

@@ -101,6 +101,11 @@ class OperationSpec:
         """Which projections of the layer input the group reads, of q, k, v, p and g (the gate of a convolution)."""
         return ("q", "k", "v")
 
+    def reads(self, positions: str) -> tuple[str, ...]:
+        """The `inputs` under a type of positions: "relative_key_query" scores positions of keys as well."""
+        keys = positions == "relative_key_query" and self.scores_positions and self.graph is None
+        return tuple(name for name in ("q", "k", "v", "p", "g") if name in self.inputs or (name == "k" and keys))
+
     @property
     def projected_heads(self) -> int:
         """How many heads each of those projections has."""
@@ -415,10 +420,9 @@ class LayerSpec:
         """Width of the concatenated heads."""
         return self.num_heads * self.resolved_head_size
 
-    @property
-    def num_parameters(self) -> int:
+    def num_parameters(self, positions: str = "absolute") -> int:
         """Parameters of the layer, without a change of width before it and a table of relative positions in it."""
-        projected = sum(len(operation.inputs) * operation.projected_heads for operation in self.operations)
+        projected = sum(len(operation.reads(positions)) * operation.projected_heads for operation in self.operations)
         count = projected * self.resolved_head_size * (self.hidden_size + 1)
         count += sum(operation.num_parameters(self) for operation in self.operations)
         if self.output_projection:

@@ -24,7 +24,7 @@ from search.cost import (
 from search.errors import UserError
 
 
-@pytest.mark.parametrize("positions", ["absolute", "relative_key", "rotary"])
+@pytest.mark.parametrize("positions", ["absolute", "relative_key", "relative_key_query", "rotary"])
 @pytest.mark.parametrize("name", SPECS)
 def test_parameters_are_those_of_the_model(name, positions):
     fields = {"vocab_size": 99, "position_embedding_type": positions, "max_position_embeddings": 20}

@@ -13,7 +13,7 @@ from flexibert.configuration_flexibert import AUTO_MAP
 
 HEADS = [getattr(flexibert, name) for name in dict.fromkeys(name.split(".")[1] for name in AUTO_MAP.values())]
 HEADS.remove(FlexiBertConfig)
-POSITIONS = ["absolute", "relative_key", "rotary"]
+POSITIONS = ["absolute", "relative_key", "relative_key_query", "rotary"]
 VOCAB_SIZE, BATCH, LENGTH, CHOICES = 64, 3, 11, 2
 
 every_spec = pytest.mark.parametrize("spec", SPECS)

@@ -133,7 +133,7 @@ def test_converted_without_mixed_padding(config):
 # --- attention ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("positions", ["absolute", "relative_key", "rotary"])
+@pytest.mark.parametrize("positions", ["absolute", "relative_key", "relative_key_query", "rotary"])
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @torch.no_grad()
 def test_graph_of_plain_attention_equals_self_attention(positions, implementation):
@@ -169,7 +169,7 @@ def by_heads(x, num_heads):
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
-@pytest.mark.parametrize("positions", ["absolute", "relative_key"])
+@pytest.mark.parametrize("positions", ["absolute", "relative_key", "relative_key_query"])
 @pytest.mark.parametrize("similarity", ["scaled_dot_product", "weighted_multiplicative"])
 @torch.no_grad()
 def test_self_attention_equals_torch_kernel(similarity, positions):
@@ -181,10 +181,12 @@ def test_self_attention_equals_torch_kernel(similarity, positions):
     q, k, v = (by_heads(mixer.projections[name](x), 4) for name in ("query", "key", "value"))
     matrix = torch.eye(8) if similarity == "scaled_dot_product" else mixer.operations[0].weight
     scores = torch.einsum("bhid,de,bhre->bhir", q, matrix, k)
-    if positions == "relative_key":
+    if positions != "absolute":
         for i in range(9):
             for r in range(9):
                 scores[:, :, i, r] += q[:, :, i] @ mixer.distance_embedding.weight[i - r + 15]
+                if positions == "relative_key_query":
+                    scores[:, :, i, r] += k[:, :, r] @ mixer.distance_embedding.weight[i - r + 15]
     bias = (scores / math.sqrt(8)).masked_fill(~mask[:, None, None, :], -torch.inf)
     expected = nn.functional.scaled_dot_product_attention(torch.zeros_like(q), k, v, attn_mask=bias)
     actual = by_heads(run(mixer, x, mask), 4)

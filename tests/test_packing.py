@@ -44,7 +44,7 @@ def packed(how="cu_seq_lens"):
 
 
 @pytest.mark.parametrize("how", ["cu_seq_lens", "position_ids", "both"])
-@pytest.mark.parametrize("positions", ["absolute", "relative_key", "rotary"])
+@pytest.mark.parametrize("positions", ["absolute", "relative_key", "relative_key_query", "rotary"])
 @pytest.mark.parametrize("layers", ENCODERS.values(), ids=ENCODERS)
 def test_packed_sequences_are_as_alone(layers, positions, how):
     model = make_model(FlexiBertModel, layers, position_embedding_type=positions)

@@ -49,8 +49,10 @@ GOLDEN_CASES = (
 class ReferenceModel:
     """Tensors under the public code's names -> its outputs. `ids`, `mask` and `types` are (B, L)."""
 
-    def __init__(self, model_dict, tensors):
+    def __init__(self, model_dict, tensors, keys=False):
+        """`keys`: positions of the type "relative_key_query", which have scores of keys as well."""
         self.model_dict = model_dict
+        self.keys = keys
         self.tensors = {name: np.asarray(tensor, dtype=np.float64) for name, tensor in tensors.items()}
 
     def __call__(self, ids, mask, types):
@@ -99,7 +101,7 @@ class ReferenceModel:
         )
         heads = []
         for q, k, v in zip(query, key, value):
-            scores = self.relative_scores(path, q)
+            scores = self.relative_scores(path, q, k)
             if op != "l":
                 scores = scores + q @ (self[f"{path}.W"] if parameter == "wma" else np.eye(q.shape[-1])) @ k.swapaxes(
                     1, 2
@@ -120,7 +122,7 @@ class ReferenceModel:
         )
         heads, matrices, convolutions = [], 0, 0
         for (op, parameter), q, k, v in zip(kinds, query, key, value):
-            scores = self.relative_scores(path, q)
+            scores = self.relative_scores(path, q, k)
             if parameter == "sdp":
                 scores = scores + q @ k.swapaxes(1, 2)
             elif parameter == "wma":
@@ -136,7 +138,7 @@ class ReferenceModel:
             heads.append(head)
         return heads
 
-    def relative_scores(self, path, q):
+    def relative_scores(self, path, q, k):
         name = f"{path}.distance_embedding.weight"
         if f"bert.{name}" not in self.tensors:
             return np.zeros((*q.shape[:2], q.shape[1]))
@@ -144,7 +146,7 @@ class ReferenceModel:
         scores = np.empty((*q.shape[:2], q.shape[1]))
         for i in range(q.shape[1]):
             for r in range(q.shape[1]):
-                scores[:, i, r] = q[:, i] @ table[i - r + len(table) // 2]
+                scores[:, i, r] = (q[:, i] + self.keys * k[:, r]) @ table[i - r + len(table) // 2]
         return scores
 
     def convolution(self, path, number, x, query, values, num_heads):
@@ -252,13 +254,13 @@ def random_tensors(model_dict, relative, rng, vocab=30, positions=20, types=2):
 # --- comparisons --------------------------------------------------------------------------------------------------
 
 
-def converted_models(tensors, model_dict):
+def converted_models(tensors, model_dict, **fields):
     """The masked language model and the base model with pooler, from one checkpoint."""
-    config, state_dict = convert_reference_state_dict(tensors, model_dict)
+    config, state_dict = convert_reference_state_dict(tensors, model_dict, **fields)
     masked_lm = FlexiBertForMaskedLM(config).eval()
     masked_lm.load_state_dict(state_dict)
     encoder = {name: tensor for name, tensor in tensors.items() if not name.startswith("cls.")}
-    config, state_dict = convert_reference_state_dict(encoder, model_dict)
+    config, state_dict = convert_reference_state_dict(encoder, model_dict, **fields)
     base = FlexiBertModel(config).eval()
     base.load_state_dict(state_dict)
     return masked_lm, base
@@ -366,18 +368,19 @@ def random_model_dict(rng):
     return {"l": depth, "o": o, "h": [rng.choice([10, 16, 24]) for _ in range(depth)], "f": feed_forward}
 
 
-@pytest.mark.parametrize("relative", [True, False], ids=["relative_key", "absolute"])
+@pytest.mark.parametrize("positions", ["relative_key", "relative_key_query", "absolute"])
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_random_model_dicts(seed, relative):
+def test_random_model_dicts(seed, positions):
     model_dict = random_model_dict(random.Random(seed))
     rng = np.random.default_rng(seed)
-    tensors = random_tensors(model_dict, relative, rng)
+    tensors = random_tensors(model_dict, positions != "absolute", rng)
     length = int(rng.integers(3, 20))
     ids, types = rng.integers(0, 30, (3, length)), rng.integers(0, 2, (3, length))
     mask = np.arange(length)[None] < np.array([[length], [max(1, length - 4)], [2]])
-    expected = ReferenceModel(model_dict, tensors)(ids, mask, types)
-    models = converted_models(tensors, model_dict)
-    assert models[1].config.position_embedding_type == ("relative_key" if relative else "absolute")
+    keys = positions == "relative_key_query"  # nothing in a checkpoint tells
+    expected = ReferenceModel(model_dict, tensors, keys)(ids, mask, types)
+    models = converted_models(tensors, model_dict, **({"position_embedding_type": positions} if keys else {}))
+    assert models[1].config.position_embedding_type == positions
     actual = outputs(*models, ids, mask, types)
     for x, wanted in zip(actual[0], expected[0], strict=True):
         assert_close(x, wanted)

@@ -175,6 +175,11 @@ def test_projections_of_an_operation():
     assert LightweightConvolution(2).inputs == ("v", "g")
     assert LightweightConvolution(2, gated=False).inputs == ("v",)
     assert SearchedAttention(2, tuple(GENERAL_GRAPH)).inputs == ("q", "k", "v", "p")
+    both = "relative_key_query"  # reads keys where their positions are scored
+    assert LinearTransform(2, relative_attention=True).reads(both) == ("q", "k", "v")
+    assert LinearTransform(2, relative_attention=True).reads("relative_key") == ("q", "v")
+    assert LinearTransform(2).reads(both) == ("v",)
+    assert SearchedAttention(2, tuple(GENERAL_GRAPH)).reads(both) == ("q", "k", "v", "p")
 
 
 def changed(path, value):

@@ -58,6 +58,7 @@ FIELDS = {"vocab_size": 50, "max_position_embeddings": 24}
 MODELS = {
     "plain": {},
     "relative": {"position_embedding_type": "relative_key"},
+    "relative_keys": {"position_embedding_type": "relative_key_query"},
     "untied": {"tie_word_embeddings": False},
     "embeddings": {"embedding_size": 20, "position_embedding_type": "rotary"},
     "projected": {"project_embeddings": True},

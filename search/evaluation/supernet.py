@@ -239,7 +239,9 @@ class SuperNetwork(nn.Module):
 
         size = layer.resolved_head_size
         if name.startswith("mixer.projections."):
-            users = [group for group in layer.operations if name.split(".")[2] in map(PROJECTIONS.get, group.inputs)]
+            positions = self.fields.get("position_embedding_type", "absolute")
+            projection = next(key for key, module in PROJECTIONS.items() if module == name.split(".")[2])
+            users = [group for group in layer.operations if projection in group.reads(positions)]
             return [piece(user, name, user.projected_heads * size, *shape[1:]) for user in users], 0
         if name == "mixer.output.weight":
             return [piece(group, name, shape[0], group.num_heads * size) for group in layer.operations], 1
