@@ -7,11 +7,11 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from search.cli import tasks as parse_tasks
 from search.data.sources import quiet
 from search.data.tasks import OwnData, load_tasks
 from search.errors import UserError
 from search.metrics import GLUE_TASKS, METRICS
+from search.option_values import tasks as parse_tasks
 from search.training.task_types import TASK_TYPES
 
 
