@@ -23,7 +23,7 @@ from ..data.blocks import tokenized_blocks
 from ..data.corpus import Corpus, load_corpus
 from ..data.passages import passages
 from ..data.tasks import OwnData
-from ..data.tokenizer import load_tokenizer
+from ..data.tokenizer import TOO_MANY_UNKNOWN, load_tokenizer, unknown_share, vocabulary_size
 from ..errors import UserError
 from ..progress import RunProgress
 from ..recipe import Recipe
@@ -126,8 +126,18 @@ def load_data(recipe: Recipe, options, accelerator: Accelerator, progress: RunPr
         tokenizer = load_tokenizer(recipe.tokenizer, corpus, cache, recipe.vocab_size)
         blocks = tokenized_blocks(corpus.train, tokenizer, length, cache)
         validation_blocks = tokenized_blocks(corpus.validation, tokenizer, length, cache)
-    progress.say(f"{corpus.name}: {blocks.size:,} tokens to train on, vocabulary of {len(tokenizer):,}")
+    progress.say(f"{corpus.name}: {blocks.size:,} tokens to train on, vocabulary of {vocabulary_size(tokenizer):,}")
+    say_unknown(validation_blocks, tokenizer, progress)
     return Data(corpus, tokenizer, blocks, validation_blocks)
+
+
+def say_unknown(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, progress: RunProgress) -> None:
+    """How much of the validation text the tokenizer does not know, and what to do where that is much."""
+    share = unknown_share(np.asarray(tokens), tokenizer)
+    line = f"{100 * share:.2f} % of the validation text is unknown tokens"
+    if share > TOO_MANY_UNKNOWN:
+        line = f"warning: {line}; a larger vocabulary or another tokenizer would know more"
+    progress.say(line)
 
 
 def load_taught_data(recipe: Recipe, options, accelerator: Accelerator, progress: RunProgress, cache: Path) -> Data:
@@ -148,6 +158,7 @@ def load_taught_data(recipe: Recipe, options, accelerator: Accelerator, progress
         train = passages(corpus.train, tokenizer, budget.sequence_length, cache).head(max(1, budget.tokens))
         validation = passages(corpus.validation, tokenizer, budget.sequence_length, cache).head(VALIDATION_TOKENS)
     size = int(train.starts[-1])
+    say_unknown(validation.tokens[: validation.starts[-1]], tokenizer, progress)
     progress.say(f"{corpus.name}: {size:,} tokens to train on in {len(train):,} passages")
 
     def told(done: int, total: int) -> None:

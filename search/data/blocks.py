@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from ..errors import UserError
 from .cache import content_key, make_once
 from .documents import documents
+from .tokenizer import vocabulary_size
 
 
 def tokenized_blocks(
@@ -35,7 +36,7 @@ def tokenized_blocks(
     """
     if sequence_length < 3:
         raise UserError(f"sequence_length {sequence_length}: at least 3 tokens are needed, two of them special")
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    dtype = np.uint16 if vocabulary_size(tokenizer) <= 2**16 else np.uint32
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     del backend["padding"], backend["truncation"]  # They change with every call of the tokenizer.
     key = content_key(dataset, backend, tokenizer.cls_token_id, tokenizer.sep_token_id, sequence_length)
@@ -53,6 +54,8 @@ def _write_blocks(dataset: Dataset, tokenizer, sequence_length: int, dtype: type
             encoded = tokenizer(
                 texts,
                 add_special_tokens=False,
+                truncation=False,
+                padding=False,
                 return_attention_mask=False,
                 return_token_type_ids=False,
                 verbose=False,

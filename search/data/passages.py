@@ -14,6 +14,7 @@ from ..errors import UserError
 from .blocks import batched
 from .cache import content_key, make_once
 from .documents import documents
+from .tokenizer import vocabulary_size
 
 
 SENTENCES = (1, 1, 2, 4, 64)
@@ -99,7 +100,7 @@ _FILES = ("tokens", "starts", "seconds")
 
 
 def _write_passages(dataset: Dataset, tokenizer, longest: int, folder: Path) -> None:
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    dtype = np.uint16 if vocabulary_size(tokenizer) <= 2**16 else np.uint32
     middle = _between(tokenizer)
     made: list[np.ndarray] = []
     seconds: list[int] = []

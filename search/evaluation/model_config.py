@@ -11,6 +11,7 @@ from transformers.activations import ACT2FN
 from flexibert import FlexiBertConfig
 from flexibert.spec import Architecture
 
+from ..data.tokenizer import vocabulary_size
 from ..errors import UserError
 
 
@@ -34,7 +35,7 @@ def build_config(
 def model_fields(tokenizer: PreTrainedTokenizerBase, max_length: int, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The same without layers: fields of `FlexiBertConfig`, those given and those that follow from the tokenizer."""
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": max_length}
+    sizes = {"vocab_size": vocabulary_size(tokenizer), "max_position_embeddings": max_length}
     for name, least in sizes.items():
         if fields.get(name, least) < least:
             raise UserError(f"model: {name}: {fields[name]} is not accepted, tokenizer and texts need {least}")

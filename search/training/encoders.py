@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 import flexibert  # noqa: F401  # registers the encoders with the Auto classes
 
+from ..data.tokenizer import vocabulary_size
 from ..errors import UserError
 from .task_types import TaskType
 
@@ -50,10 +51,9 @@ def load_model(model_dir: Path | str, head: TaskType, new_head: bool = True, **f
 def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
     """Raises UserError where the tokenizer is of another vocabulary, or examples are longer than the positions."""
     # Embeddings may be padded to a multiple of up to 128 rows for speed.
-    if not len(tokenizer) <= model.config.vocab_size < len(tokenizer) + 128:
-        raise UserError(
-            f"the tokenizer has {len(tokenizer)} tokens, but the model was made for {model.config.vocab_size}"
-        )
+    size = vocabulary_size(tokenizer)
+    if not size <= model.config.vocab_size < size + 128:
+        raise UserError(f"the tokenizer has {size} tokens, but the model was made for {model.config.vocab_size}")
     positions = getattr(model.config, "max_position_embeddings", max_length)
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:

@@ -17,6 +17,7 @@ import flexibert  # noqa: F401  # registers the encoders with the Auto classes
 
 from ..data.passages import Passages
 from ..data.sources import one_line, quiet
+from ..data.tokenizer import vocabulary_size
 from ..errors import UserError
 from ..files import replace_file, reported
 
@@ -111,10 +112,10 @@ class Teacher:
 
     def check_fit(self, tokenizer, longest: int) -> None:
         """Raises UserError where the tokenizer has tokens or sequences lengths that the teacher has not."""
-        if len(tokenizer) > len(self.word_embeddings):
+        size = vocabulary_size(tokenizer)
+        if size > len(self.word_embeddings):
             raise UserError(
-                f"teacher {self.source}: its tokenizer has {len(tokenizer)} tokens, the model has "
-                f"{len(self.word_embeddings)}"
+                f"teacher {self.source}: its tokenizer has {size} tokens, the model has {len(self.word_embeddings)}"
             )
         if longest > self.positions:
             raise UserError(
