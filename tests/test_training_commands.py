@@ -3,15 +3,24 @@
 import json
 import os
 import random
+import re
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from transformers import BertTokenizer
+from huggingface_hub import ModelCard
+from test_finetuning import question_task, questions
+from test_pair_encoding import pair_task
+from test_task_types import token_task
+from transformers import AutoTokenizer, BertTokenizer
 
+from search.artifacts.finetuned_card import write_finetuned_card
 from search.cli import main
+from search.evaluation.cards import finetuned_card
+from search.training.finetuning import FinetuningBudget, FinetuningResult
+from search.training.task_types import TASK_TYPES
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,6 +104,61 @@ def refused(capsys, *arguments) -> str:
 )
 def test_finetune_refuses(capsys, folder, arguments, message):
     assert message in refused(capsys, *FINETUNE, *arguments)
+
+
+def test_a_fine_tuned_checkpoint_has_a_card_of_its_own_and_can_be_published(capsys, folder):
+    """The card's snippet runs in a process without this package."""
+    assert main([*FINETUNE, "--tasks", "good", "--seeds", "0,1", "--output", "carded"]) == 0
+    checkpoint = Path("carded", "good")
+    card = ModelCard.load(checkpoint / "README.md")
+    assert (card.data.pipeline_tag, card.data.model_name) == ("text-classification", "model, fine-tuned on good")
+    scores = json.loads(Path("carded/scores.json").read_text(encoding="utf-8"))["good"]
+    wanted = {name: sum(100 * run["metrics"][name] for run in scores) / 2 for name in scores[0]["metrics"]}
+    assert {result.metric_type: result.metric_value for result in card.data.eval_results} == pytest.approx(wanted)
+    assert {result.task_type for result in card.data.eval_results} == {"text-classification"}
+    assert "0, 1" in card.text and "It tells apart: 0, 1." in card.text
+
+    (snippet,) = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")}
+    code = f"import sys\nsys.modules['flexibert'] = None\n{snippet}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=checkpoint, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "'label': " in done.stdout
+    capsys.readouterr()
+    assert main(["publish", str(checkpoint), "--repo-id", "me/good"]) == 0
+    assert "README.md" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("task", "example", "text"),
+    [
+        (pair_task(True), "{'text': 'One text.', 'text_pair': 'Another text.'}", "pairs encoded separately"),
+        (token_task(), "'A text with a name.'", "It tells apart: O, B-MOOD, I-MOOD."),
+        (question_task(questions(5, 1), questions(5, 2)), "model(**inputs)", "AutoModelForQuestionAnswering"),
+    ],
+    ids=["pair", "token", "question"],
+)
+def test_cards_of_other_tasks(folder, tmp_path, task, example, text, monkeypatch):
+    head = TASK_TYPES[task.task_type]
+    labels = dict(enumerate(task.label_names)) or {0: "LABEL_0"}
+    separate = "separate" if task.name == "pairs" else None
+    fields = {"id2label": labels, "pair_encoding": separate or "joint"}
+    model = head.auto_class.from_pretrained("model", **fields)
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained("model").save_pretrained(tmp_path)
+    results = [FinetuningResult({"f1": 0.5}, 0.5, 0.1, 1.0, 1.0, 1e-4, seed, separate) for seed in (0, 1)]
+    facts = finetuned_card("base", task, FinetuningBudget(), results, teacher="sage")
+    write_finetuned_card(tmp_path, facts)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.pipeline_tag == head.hub_task == card.data.eval_results[0].task_type
+    assert example in card.text.replace('"', "'") and text in card.text and "sage" in card.text
+    assert card.data.eval_results[0].metric_value == 50
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+    exec(snippet.replace(", trust_remote_code=True", ""), {})
 
 
 def test_scores_of_earlier_tasks_are_kept(capsys, folder):

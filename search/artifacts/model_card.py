@@ -6,7 +6,7 @@ Metadata are Hugging Face's: `model-index` in the card and, for scores on data s
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -99,9 +99,14 @@ def write_card(folder: Path, card: CardFacts) -> None:
     """Writes the model card of a checkpoint anew, README.md and .eval_results/, for instance once it has scores."""
     folder = Path(folder)
     replace_file(folder / "README.md", f"{render_card(folder, card)}\n")
+    write_eval_results(folder, card.scores)
+
+
+def write_eval_results(folder: Path, scores: Sequence[Score]) -> None:
+    """Writes .eval_results/ anew, from the scores on data sets of the Hub."""
     for stale in folder.glob(".eval_results/*.yaml"):
         stale.unlink()
-    for dataset, entries in _eval_results(card).items():
+    for dataset, entries in _eval_results(scores).items():
         path = folder / ".eval_results" / f"{_slug(dataset)}.yaml"
         path.parent.mkdir(exist_ok=True)
         replace_file(path, yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False))
@@ -111,7 +116,7 @@ def render_card(folder: Path, card: CardFacts) -> ModelCard:
     """The model card of the checkpoint in a folder, which may lack the weights and hold no more than config.json."""
     config = FlexiBertConfig.from_pretrained(folder)
     layers = config.layer_specs
-    results = [_model_index_entry(score) for score in card.scores if math.isfinite(score.value)]
+    results = [model_index_entry(score) for score in card.scores if math.isfinite(score.value)]
     data = ModelCardData(
         language=card.language,
         license="apache-2.0",
@@ -151,8 +156,8 @@ def render_card(folder: Path, card: CardFacts) -> ModelCard:
         padding=describe.padding_behaviour(layers),
         pretraining={**card.pretraining, "seeds": _join(card.seeds)},
         search=card.search,
-        results=_score_table(card.scores) if card.scores else "",
-        fact_table=_fact_table,
+        results=score_table(card.scores) if card.scores else "",
+        fact_table=fact_table,
         tolerance=f"{golden_tolerance(config):g}",
     )
 
@@ -162,11 +167,11 @@ def golden_tolerance(config: FlexiBertConfig) -> float:
     return TOLERANCES.get(str(config.dtype or "float32").removeprefix("torch."), TOLERANCES["float32"])
 
 
-def _fact_table(facts: Mapping[str, Any]) -> str:
+def fact_table(facts: Mapping[str, Any]) -> str:
     return describe.table(("", ""), [(describe.label(name), value) for name, value in facts.items()])
 
 
-def _score_table(scores: tuple[Score, ...]) -> str:
+def score_table(scores: tuple[Score, ...]) -> str:
     header = ("task", "metric", "value", "measured on", "fine-tuning", "seeds")
     rows = []
     for score in scores:
@@ -181,7 +186,7 @@ def _join(seeds: tuple[int, ...]) -> str:
     return ", ".join(map(str, seeds)) or "–"
 
 
-def _model_index_entry(score: Score) -> EvalResult:
+def model_index_entry(score: Score) -> EvalResult:
     return EvalResult(
         task_type=score.task_type,
         task_name=score.task,
@@ -195,10 +200,10 @@ def _model_index_entry(score: Score) -> EvalResult:
     )
 
 
-def _eval_results(card: CardFacts) -> dict[str, list[EvalResultEntry]]:
+def _eval_results(scores: Sequence[Score]) -> dict[str, list[EvalResultEntry]]:
     """Data set on the Hub -> its scores. A task there has one value, which is the first metric given for it."""
     entries: dict[tuple[str, str], EvalResultEntry] = {}
-    for score in card.scores:
+    for score in scores:
         if score.hub_dataset is None or not math.isfinite(score.value):
             continue
         task = score.config or "default"

@@ -5,15 +5,18 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..artifacts.finetuned_card import write_finetuned_card
 from ..data.corpus import load_corpus
+from ..data.sources import source_name
 from ..data.tasks import load_tasks
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
+from ..evaluation.cards import finetuned_card
 from ..files import replace_file, reported
 from ..metrics import RULES, average
 from ..study.run_folder import CACHE
 from ..training.finetuning import FinetuningBudget, FinetuningResult
-from ..training.finetuning_runs import finetune_tasks, summarize
+from ..training.finetuning_runs import FROM_MNLI, finetune_tasks, summarize
 from ..training.soft_labels import TaskTeacher
 from .common import own_data, start
 
@@ -43,6 +46,18 @@ def main(options) -> None:
         if task.columns:
             print(f"{task.name}: {task.columns}", flush=True)
     scores = Scores(output)
+    known, base = {task.name: task for task in tasks}, source_name(options.model)
+
+    teacher = source_name(options.teacher_model) if options.teacher_model else ""
+
+    def report(name: str, runs: Sequence[FinetuningResult]) -> None:
+        scores.add(name, runs)
+        if output is not None:
+            begun = options.start_from if options.start_from and name in FROM_MNLI else None
+            card = finetuned_card(source_name(begun) if begun else base, known[name], budget, runs, teacher)
+            with reported(output / name):
+                write_finetuned_card(output / name, card)
+
     finetune_tasks(
         options.model,
         tasks,
@@ -55,7 +70,7 @@ def main(options) -> None:
         teacher=TaskTeacher(options.teacher_model, options.temperature, options.label_weight)
         if options.teacher_model
         else None,
-        report=scores.add if accelerator.is_main_process else lambda task, runs: None,
+        report=report if accelerator.is_main_process else lambda task, runs: None,
         **trackers,
     )
     if accelerator.is_main_process:

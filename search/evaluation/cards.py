@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..artifacts.finetuned_card import FinetunedFacts
 from ..artifacts.model_card import CardFacts, Score
 from ..data.tasks import Task
 from ..training.finetuning import FinetuningBudget, FinetuningResult
+from ..training.finetuning_runs import summarize
 from ..training.objectives import MASKED_LM, objective_weights
 from ..training.pretraining import PretrainingBudget, PretrainingResult
-from ..training.task_types import TASK_TYPES
+from ..training.task_types import TASK_TYPES, is_pair
 
 
 def pretraining_card(
@@ -68,27 +70,60 @@ class TrialCards:
     ) -> CardFacts:
         """What the card of a trial says; `results` has the tasks done so far."""
         scores = [
-            Score(
-                task.name,
-                f"{metric}_percent",
-                100 * value,
-                _words_about(task),
-                budget=self._budget(),
-                seeds=(self.seed,),
-                task_type=TASK_TYPES[task.task_type].hub_task,
-                **_hub_data_set(task),
-            )
+            score
             for task in self.tasks
             if task.name in results
-            for metric, value in results[task.name].metrics.items()
+            for score in task_scores(task, self.finetuning, [results[task.name]])
         ]
         card = pretraining_card(name, self.corpus, pretraining, pretrained, self.seed, self.teacher)
         return dataclasses.replace(card, scores=(*card.scores, *scores), search={**self.search, "trial": name})
 
-    def _budget(self) -> str:
-        budget = self.finetuning
-        length = f"{budget.epochs:g} epochs" if budget.max_steps < 0 else f"{budget.max_steps} steps"
-        return f"{length}, batch {budget.batch_size}, learning rate {budget.learning_rate:g}"
+
+def task_scores(task: Task, budget: FinetuningBudget, results: Sequence[FinetuningResult]) -> tuple[Score, ...]:
+    """What the results of a task, one a seed, are on a card."""
+    rates = {result.learning_rate for result in results} or {budget.learning_rate}
+    length = f"{budget.epochs:g} epochs" if budget.max_steps < 0 else f"{budget.max_steps} steps"
+    words = [length, f"batch {budget.batch_size}", f"learning rate {', '.join(f'{rate:g}' for rate in sorted(rates))}"]
+    if results[0].pair_encoding == "separate":
+        words.append("pairs encoded separately")
+    return tuple(
+        Score(
+            task.name,
+            f"{metric}_percent",
+            100 * mean,
+            _words_about(task),
+            budget=", ".join(words),
+            seeds=tuple(result.seed for result in results),
+            standard_deviation=100 * spread if len(results) > 1 else None,
+            task_type=TASK_TYPES[task.task_type].hub_task,
+            **_hub_data_set(task),
+        )
+        for metric, (mean, spread) in summarize(results).items()
+        if metric != "score"
+    )
+
+
+def finetuned_card(
+    base: str, task: Task, budget: FinetuningBudget, results: Sequence[FinetuningResult], teacher: str = ""
+) -> FinetunedFacts:
+    """What the card of a fine-tuned checkpoint says; `base` is the name of the encoder that it began with, `teacher`
+    that of a model whose logits it learnt, if any."""
+    return FinetunedFacts(
+        task=task.name,
+        hub_task=TASK_TYPES[task.task_type].hub_task,
+        base=base,
+        training={
+            "began_with": base,
+            **{name: value for name, value in dataclasses.asdict(budget).items() if value is not None},
+            "learning_rate": results[0].learning_rate,
+            "training_examples": len(task.train),
+            **({"teacher": teacher} if teacher else {}),
+            "seeds": ", ".join(str(result.seed) for result in results),
+            "seconds": round(results[0].seconds, 1),
+        },
+        scores=task_scores(task, budget, results),
+        is_pair=is_pair(task),
+    )
 
 
 def _words_about(task: Task) -> str:
