@@ -185,11 +185,11 @@ def recover(study: optuna.Study) -> int:
             dead = worker.get("id") == me["id"] or is_gone(worker)
         if dead or trial._trial_id in silent:
             release(study, trial, DIED)
-    owed = _owed(study.get_trials(deepcopy=False))
-    for trial in owed:
+    promised = owed(study.get_trials(deepcopy=False))
+    for trial in promised:
         level = {LEVEL: trial.user_attrs[LEVEL]} if LEVEL in trial.user_attrs else {}
         study.enqueue_trial(_chosen(trial), user_attrs={RETRY_OF: trial.number, **level})
-    return len(owed)
+    return len(promised)
 
 
 def release(study: optuna.Study, trial: FrozenTrial | optuna.Trial, reason: str) -> None:
@@ -223,7 +223,7 @@ def _deaths(trials: Sequence[FrozenTrial], number: int) -> int:
     return count
 
 
-def _owed(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+def owed(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Interrupted trials that nobody has taken up again."""
     taken_up = {trial.user_attrs.get(RETRY_OF) for trial in trials}
     return [trial for trial in trials if not is_evidence(trial) and _chosen(trial) and trial.number not in taken_up]
