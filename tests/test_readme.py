@@ -9,11 +9,14 @@ from pathlib import Path
 import optuna
 import pytest
 
-from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
+from flexibert import FlexiBertConfig, FlexiBertForMaskedLM, list_architectures
+from flexibert.spec import OPERATIONS
 from search.cli import build_parser
 from search.data.corpus import load_corpus
 from search.data.tokenizer import load_tokenizer
 from search.recipe import parse_recipe
+from search.samplers import SAMPLERS
+from search.training.objectives import OBJECTIVES
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,6 +140,16 @@ def test_every_documented_module_can_be_imported():
             path = ROOT / name.replace(".", "/")
             if not (path.is_dir() or path.with_suffix(".py").is_file()):
                 assert attribute in (ROOT / module / "__init__.py").read_text(encoding="utf-8"), (page, name)
+
+
+def test_guides_know_every_entry_of_the_tables():
+    """What users choose from by name; a new entry that no guide knows is not there for them."""
+    define, search, train = (PAGES[f"docs/guides/{name}.md"] for name in ("define", "search", "train"))
+    tables = ((OPERATIONS, define), (SAMPLERS, search), (OBJECTIVES, train), (list_architectures(), define))
+    for names, page in tables:
+        for name in names:
+            known = {f"`{name}`", f"`{name.rpartition('-')[0]}-*`", f"`{name.split('-')[0]}-*`"}
+            assert any(mention in page for mention in known), name
 
 
 def test_the_error_that_is_quoted_is_the_real_one():
