@@ -8,7 +8,7 @@ layer is no attribute at all. Here each layer is its own thing, and the list is 
 import functools
 import numbers
 import sys
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -113,8 +113,13 @@ class FlexiBertConfig(PreTrainedConfig):
 
     vocab_size: int = 30522
     layers: Any = None
-    embedding_size: int | None = None
-    prediction_size: int | None = None
+    if TYPE_CHECKING:  # whoever reads them finds numbers
+        embedding_size: int = 0
+        prediction_size: int = 0
+        num_labels: int = 2
+    else:
+        embedding_size: int | None = None
+        prediction_size: int | None = None
     max_position_embeddings: int = 512
     position_embedding_type: Literal["absolute", "relative_key", "relative_key_query", "rotary"] = "absolute"
     rotary_base: float | int = 10000.0

@@ -60,7 +60,7 @@ def convert_reference_state_dict(
     """
     tensors = _without_prefix(state_dict)
     distances = [tensor for name, tensor in tensors.items() if name.endswith(".distance_embedding.weight")]
-    fields = {
+    fields: dict[str, Any] = {
         "vocab_size": _rows(tensors, "embeddings.word_embeddings.weight"),
         "type_vocab_size": _rows(tensors, "embeddings.token_type_embeddings.weight"),
     }
@@ -161,7 +161,9 @@ def _source_names(config: FlexiBertConfig) -> dict[str, tuple[str, ...]]:
 
 def _layer_names(layer: LayerSpec, ours: str, theirs: str) -> dict[str, tuple[str, ...]]:
     attention = f"{theirs}.attention.self"
-    names = {f"{ours}.mixer.distance_embedding.weight": (f"{attention}.distance_embedding.weight",)}
+    names: dict[str, tuple[str, ...]] = {
+        f"{ours}.mixer.distance_embedding.weight": (f"{attention}.distance_embedding.weight",)
+    }
     for projection in PROJECTIONS.values():
         names |= _weight_and_bias(f"{ours}.mixer.projections.{projection}", f"{attention}.{projection}")
     matrices, convolutions = itertools.count(), itertools.count()
@@ -333,7 +335,8 @@ def convert_transformers_model(model: PreTrainedModel, *, mix_padding: bool = Tr
     else:
         converted = ours(config)
     converted.load_state_dict(_state_dict_for(converted, tensors))
-    return converted.to(device=model.device, dtype=model.dtype).train(model.training)
+    converted.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]  # transformers decorates it
+    return converted.train(model.training)
 
 
 def _in_berts_names(source, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -374,13 +377,13 @@ def _transformers_layer(config, mix_padding: bool) -> LayerSpec:
     inner = config.hidden_dim if config.model_type == "distilbert" else config.intermediate_size
     hidden_size, feed_forward = config.hidden_size, (inner,)
     if config.model_type == "fnet":
-        operation = LinearTransform(1, "fourier", source="layer", norm="backward", mix_padding=mix_padding)
-        return LayerSpec(hidden_size, (operation,), feed_forward, output_projection=False)
+        transform = LinearTransform(1, "fourier", source="layer", norm="backward", mix_padding=mix_padding)
+        return LayerSpec(hidden_size, (transform,), feed_forward, output_projection=False)
     if config.model_type == "convbert":
         # Attention and convolution have num_heads // head_ratio heads each, which together fill the hidden size.
         heads = 2 * max(config.num_attention_heads // config.head_ratio, 1)
-        operation = DynamicConvolution(heads, config.conv_kernel_size, mixed_attention=True, mix_padding=mix_padding)
-        return LayerSpec(hidden_size, (operation,), feed_forward)
+        convolution = DynamicConvolution(heads, config.conv_kernel_size, mixed_attention=True, mix_padding=mix_padding)
+        return LayerSpec(hidden_size, (convolution,), feed_forward)
     return LayerSpec(hidden_size, (SelfAttention(config.num_attention_heads),), feed_forward)
 
 

@@ -34,7 +34,7 @@ from .zoo import FLEXIBERT_FIELDS
 
 
 _PARAMETERS = {"sa": ("sdp", "wma"), "l": ("dft", "dct")}
-_LONG_NAMES = {short: name for name, short in ABBREVIATIONS.items()}
+_LONG_NAMES: dict[str, Any] = {short: name for name, short in ABBREVIATIONS.items()}
 _HEAD = re.compile(r"(sa|l|c)_([a-z]{1,9}|[0-9]{1,9})_([0-9]{1,9})")
 
 
@@ -89,10 +89,12 @@ def _hetero_layer(model_dict: dict[str, Any], index: int, mix_padding: bool) -> 
     hidden_size, feed_forward = _widths(model_dict, index)
     path = f"model_dict.o[{index}]"
     heads = _list(model_dict["o"][index], path)
-    matches = [_HEAD.fullmatch(head) if isinstance(head, str) else None for head in heads]
-    for position, (head, match) in enumerate(zip(heads, matches)):
+    matches: list[re.Match[str]] = []
+    for position, head in enumerate(heads):
+        match = _HEAD.fullmatch(head) if isinstance(head, str) else None
         if match is None or int(match[3]) == 0:
             raise ValueError(f"{path}[{position}]: {show(head)}, expected e.g. sa_sdp_64, l_dct_64 or c_9_64")
+        matches.append(match)
         if int(match[3]) != int(matches[0][3]):
             raise ValueError(f"{path}[{position}]: {show(head)} differs in head size from {show(heads[0])}")
     operations: list[OperationSpec] = []

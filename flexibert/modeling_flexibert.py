@@ -276,12 +276,12 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
     @auto_docstring
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        output_positions: torch.LongTensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        output_positions: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         r"""
@@ -293,10 +293,10 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
         `cu_seq_lens_q` (where they begin and the last one ends), or with `position_ids` that start again from 0 and no
         mask. Sequences do not see each other, whatever the backend, and each has a pooled state of its own.
         """
-        if (input_ids is None) == (inputs_embeds is None):
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if given is None or (input_ids is not None and inputs_embeds is not None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        shape = input_ids.shape if inputs_embeds is None else inputs_embeds.shape[:2]
-        device = input_ids.device if inputs_embeds is None else inputs_embeds.device
+        shape, device = given.shape[:2], given.device
         if attention_mask is not None and attention_mask.dim() not in ((2, 4) if self._masks_pairs else (2,)):
             also = (
                 " or (batch, 1, length, length)" if self._masks_pairs else ", a layer has more than softmax attention"
@@ -338,8 +338,8 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
         longest = self.config.max_position_embeddings
         if length <= longest or self.config.position_embedding_type == "rotary":
             return
-        given = self.config.position_embedding_type == "absolute" and position_ids is not None
-        if not (given and not is_tracing(position_ids) and position_ids.max() < longest):
+        looks_up = self.config.position_embedding_type == "absolute"
+        if position_ids is None or not (looks_up and not is_tracing(position_ids) and position_ids.max() < longest):
             raise ValueError(f"sequence length {length} exceeds max_position_embeddings {longest}")
 
     def pool(
@@ -424,12 +424,12 @@ class FlexiBertModel(FlexiBertPreTrainedModel):
         for rows in lengths.argsort().chunk(MIXING_GROUPS):
             cut = rows, slice(max(1, int(lengths[rows].max())))  # a row may be all padding
             group_mask = mask[cut]
-            packing = Packing(tuple(group_mask.shape), group_mask.flatten().nonzero().flatten())
+            packing = Packing((group_mask.shape[0], group_mask.shape[1]), group_mask.flatten().nonzero().flatten())
             indices.append(cells[cut][group_mask])
             padded = hidden_states.new_empty(*group_mask.shape, 0)  # shape, type and device of what is mixed
-            group_mask = None if group_mask.all() else group_mask
-            groups.append((packing, self.mixing_context(padded, group_mask, group_mask, position_ids[cells[cut]])))
-        whole = Packing(tuple(hidden_states.shape[:2]), torch.cat(indices))
+            real = None if group_mask.all() else group_mask
+            groups.append((packing, self.mixing_context(padded, real, real, position_ids[cells[cut]])))
+        whole = Packing((hidden_states.shape[0], hidden_states.shape[1]), torch.cat(indices))
         return whole.unpack(self.encode(whole.pack(hidden_states), PackedContext(tuple(groups))))
 
 
@@ -517,13 +517,13 @@ class FlexiBertForMaskedLM(FlexiBertPreTrainedModel):
     @auto_docstring
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
-        prediction_positions: torch.LongTensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        prediction_positions: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
         r"""
@@ -581,7 +581,7 @@ class FlexiBertPairClassifier(nn.Linear):
         super().__init__(1 if config.num_labels == 1 else 3 * config.hidden_size, config.num_labels)
         self.dropout = classifier_dropout(config)
 
-    def forward(self, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def forward(self, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         if self.in_features == 1:
             return super().forward(nn.functional.cosine_similarity(u, v)[:, None])
         return super().forward(self.dropout(torch.cat([u, v, (u - v).abs()], dim=-1)))
@@ -622,6 +622,7 @@ class FlexiBertForSequenceClassification(FlexiBertPreTrainedModel):
     def __init__(self, config: FlexiBertConfig):
         super().__init__(config)
         self.model = FlexiBertModel(config, add_pooling_layer=False)
+        self.classifier: nn.Module
         if config.pair_encoding == "separate":
             self.classifier = FlexiBertPairClassifier(config)
         else:
@@ -632,11 +633,11 @@ class FlexiBertForSequenceClassification(FlexiBertPreTrainedModel):
     @auto_docstring
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
@@ -651,7 +652,7 @@ class FlexiBertForSequenceClassification(FlexiBertPreTrainedModel):
                 input_ids, attention_mask = split_pairs(
                     input_ids, attention_mask, token_type_ids, self.config.pad_token_id or 0
                 )
-            else:
+            elif inputs_embeds is not None:
                 inputs_embeds, attention_mask = split_pairs(inputs_embeds, attention_mask, token_type_ids, 0.0)
             token_type_ids = None
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
@@ -683,12 +684,12 @@ class FlexiBertForTokenClassification(FlexiBertPreTrainedModel):
     @auto_docstring
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TokenClassifierOutput:
         r"""
@@ -717,13 +718,13 @@ class FlexiBertForQuestionAnswering(FlexiBertPreTrainedModel):
     @auto_docstring
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        start_positions: torch.LongTensor | None = None,
-        end_positions: torch.LongTensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        start_positions: torch.Tensor | None = None,
+        end_positions: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> QuestionAnsweringModelOutput:
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
@@ -755,12 +756,12 @@ class FlexiBertForMultipleChoice(FlexiBertPreTrainedModel):
     @auto_docstring
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MultipleChoiceModelOutput:
         r"""
@@ -769,7 +770,10 @@ class FlexiBertForMultipleChoice(FlexiBertPreTrainedModel):
         labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
             Index of the right choice.
         """
-        choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if given is None:
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        choices = given.shape[1]
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         input_ids, attention_mask, *rest = (None if x is None else x.flatten(0, 1) for x in inputs)
         outputs = self.model(input_ids, attention_mask, *rest, **kwargs)

@@ -141,7 +141,9 @@ class ScoredAttention(nn.Module):
         scaling = self.scaling if scaling is None else scaling
         if self.config.position_embedding_type == "rotary":
             base = self.config.rotary_base
-            query, key = (rotate(x, context.position_ids, base, context.once) for x in (query, key))
+            positions = context.position_ids
+            assert positions is not None  # the model gives them to rotary positions
+            query, key = (rotate(x, positions, base, context.once) for x in (query, key))
         mask = context.attention_mask
         if distance_embedding is not None:
             scores = relative_scores(query, distance_embedding)

@@ -11,7 +11,7 @@ padding takes no part in mixing.
 import difflib
 import fnmatch
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from .attention_graph import GRAPHS, show
 from .configuration_flexibert import FlexiBertConfig
@@ -31,7 +31,7 @@ def _layers(depth: int, hidden_size: int, operation: OperationSpec, *feed_forwar
     return depth * (LayerSpec(hidden_size, (operation,), feed_forward),)
 
 
-def _transform(num_heads: int, transform: str) -> LinearTransform:
+def _transform(num_heads: int, transform: Literal["fourier", "cosine"]) -> LinearTransform:
     """FlexiBERT's linear transform operation."""
     return LinearTransform(num_heads, transform, source="layer", norm="backward", relative_attention=True)
 
