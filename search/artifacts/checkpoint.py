@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from flexibert import FlexiBertForMaskedLM
 from ..errors import UserError
 from ..files import check_place, replace_folder, reported
 from .model_card import CardFacts, write_card
-from .sentence_files import POOLING, write_sentence_files
+from .sentence_files import SENTENCE_FILES, write_sentence_files
 
 
 SOURCES = ("attention_graph.py", "configuration_flexibert.py", "modeling_flexibert.py", "operations.py", "spec.py")
@@ -27,12 +28,21 @@ GOLDEN_TOKEN = 4
 tied embeddings the whole vocabulary, and those of all tokens would be megabytes."""
 
 
-def save_checkpoint(model: FlexiBertForMaskedLM, tokenizer, folder: Path, card: CardFacts) -> None:
+def save_checkpoint(
+    model: FlexiBertForMaskedLM,
+    tokenizer,
+    folder: Path,
+    card: CardFacts,
+    state_map: Mapping[str, torch.Tensor] | None = None,
+) -> None:
     """Writes a folder that `from_pretrained` opens, with or without this package: all of it, or nothing.
 
     Besides weights, configuration, tokenizer and the source files of the model it holds the model card and golden
     logits for `verify`; where there was a teacher, also what sentence-transformers wants. A checkpoint that stood in
     the folder is replaced as a whole.
+
+    Args:
+        state_map: `weight` and `bias` of the linear map from pooled states to the teacher's, if one was learnt.
 
     Raises:
         UserError: The folder holds something else than a checkpoint, or cannot be written.
@@ -45,7 +55,7 @@ def save_checkpoint(model: FlexiBertForMaskedLM, tokenizer, folder: Path, card: 
         _limit_length(aside / "tokenizer_config.json", model.config.max_position_embeddings)
         save_file(_golden(model), aside / GOLDEN, metadata={"format": "pt"})
         if card.teacher:
-            write_sentence_files(aside, model.config)
+            write_sentence_files(aside, model.config, state_map)
         write_card(aside, card)
 
 
@@ -94,7 +104,7 @@ def check_checkpoint(folder: Path) -> list[str]:
     if model_type != "flexibert":
         raise UserError(f"{folder / 'config.json'}: model_type {model_type!r} is not accepted, expected 'flexibert'")
     files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    files += [*folder.glob(".eval_results/*.yaml"), *folder.glob(f"{POOLING}/*.json")]
+    files += [path for pattern in (".eval_results/*.yaml", *SENTENCE_FILES) for path in folder.glob(pattern)]
     return sorted(path.relative_to(folder).as_posix() for path in files)
 
 

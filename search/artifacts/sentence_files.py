@@ -1,22 +1,30 @@
 """What makes a checkpoint a sentence encoder for the library sentence-transformers."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
 
 from flexibert import FlexiBertConfig
 
 
-POOLING = "1_Pooling"
+MODULES, POOLING, MAP = "modules.json", "1_Pooling", "2_Dense"
+
+SENTENCE_FILES = (MODULES, "sentence_bert_config.json", f"{POOLING}/*", f"{MAP}/*")
 
 
-def write_sentence_files(folder: Path, config: FlexiBertConfig) -> None:
-    """Lets `SentenceTransformer(folder, trust_remote_code=True)` give the mean of the last states of a text."""
-    modules = {"": "sentence_transformers.models.Transformer", POOLING: "sentence_transformers.models.Pooling"}
+def write_sentence_files(
+    folder: Path, config: FlexiBertConfig, state_map: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """Lets `SentenceTransformer(folder, trust_remote_code=True)` give what was taught.
+
+    That is the mean of a text's last states, and behind it the linear map onto the teacher's states, if one was
+    learnt: `weight` (teacher's width, D) and `bias` of `state_map`.
+    """
+    kinds = {"": "Transformer", POOLING: "Pooling"}
     files = {
-        "modules.json": [
-            {"idx": index, "name": str(index), "path": path, "type": kind}
-            for index, (path, kind) in enumerate(modules.items())
-        ],
         "sentence_bert_config.json": {"max_seq_length": config.max_position_embeddings, "do_lower_case": False},
         f"{POOLING}/config.json": {
             "word_embedding_dimension": config.hidden_size,
@@ -26,7 +34,22 @@ def write_sentence_files(folder: Path, config: FlexiBertConfig) -> None:
             "pooling_mode_mean_sqrt_len_tokens": False,
         },
     }
+    if state_map is not None:
+        kinds[MAP] = "Dense"
+        files[f"{MAP}/config.json"] = {
+            "in_features": config.hidden_size,
+            "out_features": len(state_map["bias"]),
+            "bias": True,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        }
+    files[MODULES] = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for index, (path, kind) in enumerate(kinds.items())
+    ]
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if state_map is not None:
+        tensors = {f"linear.{name}": tensor.contiguous() for name, tensor in state_map.items()}
+        save_file(tensors, folder / MAP / "model.safetensors", metadata={"format": "pt"})

@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 from ..data.tasks import load_tasks
-from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
-from ..evaluation.zero_shot import load_encoder, zero_shot
+from ..evaluation.zero_shot import SentenceEncoder, zero_shot
 from ..files import replace_file, reported
 from ..training.teacher import positions
 from .common import start
@@ -18,11 +17,11 @@ def main(options) -> None:
         raise UserError("--tasks: expected at least one task")
     accelerator = start(options, Path(options.output).parent if options.output else Path("."))
     tasks = load_tasks(options.tasks, None, options.glue)
-    model = load_encoder(options.model, accelerator.device)
-    tokenizer = load_tokenizer(options.model)
-    if options.max_length > positions(model):
-        raise UserError(f"max_length {options.max_length} is beyond the {positions(model)} positions of the model")
-    scores = {task.name: zero_shot(model, tokenizer, task, options.max_length) for task in tasks}
+    encoder = SentenceEncoder(options.model, accelerator.device)
+    most = positions(encoder.model)
+    if options.max_length > most:
+        raise UserError(f"max_length {options.max_length} is beyond the {most} positions of the model")
+    scores = {task.name: zero_shot(encoder, task, options.max_length) for task in tasks}
     if not accelerator.is_main_process:
         return
     for task, splits in scores.items():

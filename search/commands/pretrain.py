@@ -68,7 +68,7 @@ def main(options) -> None:
             whole = FlexiBertForMaskedLM(config)
             whole.load_state_dict(state)
             card = pretraining_card(output.name, data.corpus.name, budget, result, options.seed, data.teacher_name)
-            save_checkpoint(whole, data.tokenizer, output, card)
+            save_checkpoint(whole, data.tokenizer, output, card, result.state_map)
             shutil.rmtree(training, ignore_errors=True)
             progress.say(
                 f"{output}: {count_parameters(config):,} parameters, {budget.tokens:,} tokens in "

@@ -76,7 +76,8 @@ class Evaluator:
         with curves(self.accelerator, folder.name, known) as log:
             pretrained = self._pretrain(model, budget, watch, log)
             if self.accelerator.is_main_process:
-                save_checkpoint(model, self.tokenizer, folder, self.cards.card(folder.name, budget, pretrained, {}))
+                card = self.cards.card(folder.name, budget, pretrained, {})
+                save_checkpoint(model, self.tokenizer, folder, card, pretrained.state_map)
             self.accelerator.wait_for_everyone()
             results = {task.name: self._finetune(task, folder, watch) for task in self.tasks}
             if self.accelerator.is_main_process:

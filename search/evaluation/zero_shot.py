@@ -6,52 +6,60 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors.torch import load_file
+from transformers import AutoModel
 
 import flexibert  # noqa: F401  # registers the encoders with the Auto classes
 
+from ..artifacts.sentence_files import MAP
 from ..data.sources import one_line, quiet
 from ..data.tasks import Task
+from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..metrics import correlations
 from ..training.hidden_states import pool
 
 
-def load_encoder(source: str, device: torch.device) -> PreTrainedModel:
-    """The encoder of any checkpoint without its head, in float32; UserError where there is none."""
-    path = Path(source).expanduser()
-    if path.exists() and not (path / "config.json").is_file():
-        raise UserError(f"{source} is no folder of a model: it has no config.json")
-    try:
-        with quiet():
-            model, loading = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    except Exception as error:  # whatever transformers, the Hub's client and parsers of weights let through
-        raise UserError(f"{source} cannot be loaded: {one_line(error)}") from None
-    lost = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
-    if lost:
-        raise UserError(f"{source} lacks weights of the encoder: {lost[0]} and {len(lost) - 1} more")
-    return model.eval().to(device)
+class SentenceEncoder:
+    """The encoder of any checkpoint with mean pooling (Sentence-BERT, arXiv 1908.10084) and, where the checkpoint has
+    one for sentence-transformers, a linear map behind it."""
+
+    def __init__(self, source: str, device: torch.device):
+        """source: Folder or Hub id. Raises UserError where there is no encoder, or not all of its weights."""
+        path = Path(source).expanduser()
+        if path.exists() and not (path / "config.json").is_file():
+            raise UserError(f"{source} is no folder of a model: it has no config.json")
+        try:
+            with quiet():
+                model, loading = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        except Exception as error:  # whatever transformers, the Hub's client and parsers of weights let through
+            raise UserError(f"{source} cannot be loaded: {one_line(error)}") from None
+        lost = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
+        if lost:
+            raise UserError(f"{source} lacks weights of the encoder: {lost[0]} and {len(lost) - 1} more")
+        self.model = model.eval().to(device)
+        self.tokenizer = load_tokenizer(source)
+        self.map = None
+        if (path / MAP / "model.safetensors").is_file():
+            weights = load_file(path / MAP / "model.safetensors", device=str(device))
+            self.map = weights["linear.weight"], weights["linear.bias"]
+
+    @torch.inference_mode()
+    def embed(self, texts: Sequence[str], max_length: int) -> torch.Tensor:
+        """(texts, D)."""
+        encoded = self.tokenizer(list(texts), truncation=True, max_length=max_length, padding=False)
+        order = np.argsort([len(ids) for ids in encoded["input_ids"]], kind="stable")  # little padding
+        parts = []
+        for start in range(0, len(order), 64):
+            batch = {name: [values[index] for index in order[start : start + 64]] for name, values in encoded.items()}
+            batch = self.tokenizer.pad(batch, padding=True, return_tensors="pt").to(self.model.device)
+            states = self.model(**batch).last_hidden_state.float()
+            parts.append(pool(states, batch["attention_mask"]))
+        pooled = torch.cat(parts)[np.argsort(order)]
+        return pooled if self.map is None else torch.nn.functional.linear(pooled, *self.map)
 
 
-@torch.inference_mode()
-def embed(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int
-) -> torch.Tensor:
-    """The mean of the last hidden states over a text's tokens (Sentence-BERT, arXiv 1908.10084): (texts, D)."""
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, padding=False)
-    order = np.argsort([len(ids) for ids in encoded["input_ids"]], kind="stable")  # little padding
-    parts = []
-    for start in range(0, len(order), 64):
-        batch = {name: [values[index] for index in order[start : start + 64]] for name, values in encoded.items()}
-        batch = tokenizer.pad(batch, padding=True, return_tensors="pt").to(model.device)
-        states = model(**batch).last_hidden_state.float()
-        parts.append(pool(states, batch["attention_mask"]))
-    return torch.cat(parts)[np.argsort(order)]
-
-
-def zero_shot(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int
-) -> dict[str, dict[str, float]]:
+def zero_shot(encoder: SentenceEncoder, task: Task, max_length: int) -> dict[str, dict[str, float]]:
     """Pearson's and Spearman's correlation of the cosine of two texts with their label, by validation split.
 
     Raises:
@@ -61,7 +69,7 @@ def zero_shot(
         raise UserError(f"{task.name}: expected pairs of texts with a number as label, as in stsb")
 
     def score(dataset: Dataset) -> dict[str, float]:
-        first, second = (embed(model, tokenizer, dataset[column], max_length) for column in task.text_columns)
+        first, second = (encoder.embed(dataset[column], max_length) for column in task.text_columns)
         cosines = torch.nn.functional.cosine_similarity(first, second, dim=-1).cpu().numpy()
         if not np.isfinite(cosines).all():
             raise UserError(f"{task.name}: the encoder's states are not finite")

@@ -85,6 +85,7 @@ class PretrainingResult:
             masked language modelling, `distillation_loss` and its parts under a teacher.
         tokens_per_second, seconds: Of this start; tokens without padding.
         losses: Of every step.
+        state_map: `weight` and `bias` of the linear map onto the teacher's states, if one was learnt.
     """
 
     train_loss: float
@@ -92,6 +93,7 @@ class PretrainingResult:
     tokens_per_second: float
     seconds: float
     losses: tuple[float, ...]
+    state_map: Mapping[str, torch.Tensor] | None = None
 
     @property
     def validation_loss(self) -> float:
@@ -253,6 +255,7 @@ def pretrain(
         report_part(index, loss)
     accelerator.unwrap_model(trained, keep_fp32_wrapper=False)
     student.release()
+    state_map = None if student.map is None else {name: whole(p) for name, p in student.map.named_parameters()}
     accelerator.free_memory()
     recent = losses[-max(1, budget.steps // 20) :]
     return PretrainingResult(
@@ -261,7 +264,14 @@ def pretrain(
         tokens_per_second=tokens / seconds if seconds and tokens else rate,
         seconds=seconds,
         losses=tuple(losses),
+        state_map=state_map,
     )
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU, also where every process holds a shard."""
+    full = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+    return full.detach().to("cpu", torch.float32, copy=True)
 
 
 def batch_source(
