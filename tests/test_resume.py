@@ -1,5 +1,6 @@
 """Pretraining that is killed (really, by SIGKILL) and started again ends as if nothing had happened, to the bit."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -18,8 +19,10 @@ from conftest import SPECS
 from safetensors.torch import load_file
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
+from search.data.passages import Passages
 from search.training import pretraining, state
 from search.training.pretraining import PretrainingBudget, pretrain
+from search.training.teacher import Form, StateCache, TaughtText
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +36,7 @@ class Tokenizer:
     """The part of a tokenizer that masking needs."""
 
     mask_token_id = 4
+    pad_token_id = 0
     all_special_ids = (0, 1, 2, 3, 4)
 
     def __len__(self):
@@ -60,12 +64,26 @@ def train(folder: Path, kill_at: int | str | None, environment: dict[str, str | 
 
     rng = np.random.default_rng(0)
     blocks = np.concatenate([np.full((40, 1), 2), rng.integers(5, 60, (40, 14)), np.full((40, 1), 3)], axis=1)
+    validation, budget = blocks[:8], BUDGET
+    if "TAUGHT" in environment:
+        blocks = validation = taught_text(rng)
+        budget = dataclasses.replace(BUDGET, objectives={"token_cosine": 1.0, "pooled_mse": 0.5, "masked_lm": 0.1})
     set_seed(0)
     model = FlexiBertForMaskedLM(
         FlexiBertConfig(vocab_size=60, layers=SPECS["mixed_heads"][:1], max_position_embeddings=16)
     )
     accelerator = Accelerator(cpu=True, fsdp_plugin=sharding() if "SHARDED" in environment else None)
-    pretrain(model, blocks, blocks[:8], Tokenizer(), BUDGET, 1, accelerator, folder)
+    pretrain(model, blocks, validation, Tokenizer(), budget, 1, accelerator, folder)
+
+
+def taught_text(rng: np.random.Generator) -> TaughtText:
+    """Passages of several lengths, and states that a teacher may have made of them."""
+    lengths = rng.integers(4, 17, 40)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    passages = Passages(rng.integers(5, 60, starts[-1]), starts, lengths, 16, "random")
+    states = StateCache(Path("random"), passages, Form(12, "float16"))
+    states.opened[0] = rng.normal(size=(starts[-1], 12)).astype(np.float16), np.empty(0)
+    return TaughtText(passages, states, None)
 
 
 def sharding() -> FullyShardedDataParallelPlugin:
@@ -87,7 +105,7 @@ def run(folder: Path, way: str, kill_at: int | str | None = None) -> None:
     workers = []
     for rank in range(processes):
         environment = {**address, "RANK": rank, "LOCAL_RANK": rank} if processes > 1 else {}
-        environment |= {"SHARDED": 1} if way == "sharded" else {}
+        environment |= {way.upper(): 1} if way in ("sharded", "taught") else {}
         workers.append(context.Process(target=train, args=(folder, kill_at, environment)))
         workers[-1].start()
     for worker in workers:
@@ -122,7 +140,9 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(sharded) if sharded.is_file() else load_file(folder / "model.safetensors")
 
 
-@pytest.fixture(scope="module", params=["alone", "replicated", pytest.param("sharded", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=["alone", "replicated", "taught", pytest.param("sharded", marks=pytest.mark.slow)]
+)
 def uninterrupted(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
     run(folder, request.param)

@@ -29,7 +29,7 @@ from ..progress import RunProgress
 from ..recipe import Recipe
 from ..study.run_folder import CACHE
 from ..training.memory import keep_freed_memory
-from ..training.objectives import objective_weights
+from ..training.objectives import LOGITS, objective_weights
 from ..training.pretraining import PretrainingBudget
 from ..training.teacher import TaughtText, Teacher, taught_text
 
@@ -145,7 +145,7 @@ def load_taught_data(recipe: Recipe, options, accelerator: Accelerator, progress
     budget = recipe.pretraining
     with accelerator.main_process_first():
         corpus = load_corpus(recipe.corpus, recipe.corpus_config, options.text_column, options.encoding)
-        teacher = Teacher(recipe.teacher)
+        teacher = Teacher(recipe.teacher, predicts=LOGITS in budget.objectives)
         tokenizer = load_tokenizer(recipe.teacher, corpus, cache)
         if recipe.tokenizer is not None:
             other = load_tokenizer(recipe.tokenizer, corpus, cache)

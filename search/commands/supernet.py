@@ -16,6 +16,7 @@ from ..progress import RunProgress, duration
 from ..recipe import load_recipe
 from ..study.run_folder import training_folder
 from ..training.pretraining import pretrain
+from ..training.teacher import give_embeddings
 from .common import interpreter, load_data, override, start, training_display
 
 
@@ -37,6 +38,8 @@ def main(options) -> None:
         longest = max(budget.sequence_length, recipe.finetuning.max_length)
         set_seed(options.seed)
         network = SuperNetwork(recipe.space, model_fields(data.tokenizer, longest, recipe.model))
+        if data.teacher is not None and recipe.embeddings == "teacher":
+            give_embeddings(network.word_embeddings.data, data.teacher, data.tokenizer.pad_token_id)
         show = training_display(
             progress, accelerator, options, f"{output.name}.logs", budget, lambda rate: "super-network"
         )
@@ -59,11 +62,12 @@ def main(options) -> None:
         accelerator.end_training()
         if accelerator.is_main_process:
             facts = {**dataclasses.asdict(budget), "corpus": data.corpus.name, "seed": options.seed}
+            facts |= {"teacher": data.teacher_name} if data.teacher is not None else {}
             save_supernet(network, data.tokenizer, output, facts)
             shutil.rmtree(training, ignore_errors=True)
             progress.say(
                 f"{output}: {sum(p.numel() for p in network.parameters()):,} parameters, {budget.tokens:,} tokens in "
-                f"{duration(result.seconds)}, validation loss of a random member {result.validation_loss:.3f} nats"
+                f"{duration(result.seconds)}, a random member: {result.summary}"
             )
             progress.say(
                 f"search with it: {interpreter()} -m search run --recipe {shlex.quote(options.recipe)} "

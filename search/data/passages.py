@@ -17,7 +17,7 @@ from .documents import documents
 from .tokenizer import vocabulary_size
 
 
-SENTENCES = (1, 1, 2, 4, 64)
+SENTENCES = (1, 1, 1, 2, 4, 64)
 """How many sentences a passage has at most, drawn anew for each; the last fills what the length allows."""
 
 PAIRS = 0.2

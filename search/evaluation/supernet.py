@@ -39,6 +39,7 @@ from ..errors import UserError
 from ..files import replace_folder
 from ..parsing import parse, read_json
 from ..space.search_space import SearchSpace, operation_label, random_values
+from ..training.objectives import states_and_logits
 from .model_config import check_fields
 
 
@@ -130,6 +131,22 @@ class SuperNetwork(nn.Module):
         """Runs a member of the space with shared weights; `inputs` as of `FlexiBertForMaskedLM`."""
         skeleton = self._skeleton(tuple(layers)).train(self.training)
         return functional_call(skeleton, self.slices(layers), kwargs=inputs, tie_weights=True)
+
+    @property
+    def width(self) -> int:
+        """The largest of a member's last state."""
+        return max(self.space.hidden_size)
+
+    def states_and_logits(self, inputs, positions, layers: Architecture):
+        """As `objectives.states_and_logits` for a member of the space."""
+        member = _StatesAndLogits(self._skeleton(tuple(layers)).train(self.training))
+        parameters = {f"model.{name}": value for name, value in self.slices(layers).items()}
+        return functional_call(member, parameters, (inputs, positions), tie_weights=True)
+
+    @property
+    def word_embeddings(self) -> nn.Parameter:
+        """(V, E); members with narrower ones take the leading columns."""
+        return self.shared[_key("model.embeddings.word_embeddings.weight")]
 
     def slices(self, layers: Architecture) -> dict[str, torch.Tensor]:
         """Every parameter of a member of the space as a differentiable function of the shared ones.
@@ -281,6 +298,17 @@ class SuperNetwork(nn.Module):
         """The matrix of a kernel that is not the largest."""
         key = None if piece.taps is None else _key(piece.transformation)
         return self.shared.get(key, None)
+
+
+class _StatesAndLogits(nn.Module):
+    """The function as a module, because only a module can be called with other weights."""
+
+    def __init__(self, model: FlexiBertForMaskedLM):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs, positions):
+        return states_and_logits(self.model, inputs, positions)
 
 
 _LAYER = "model.layers."

@@ -32,6 +32,10 @@ class MaskedLanguageModelling:
         """The global batch of a step as a student takes it."""
         return dict(zip(("input_ids", "positions", "labels"), self.batch(step, batch_size)))
 
+    def asked(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What somebody else has to say of a batch; nobody is there."""
+        return {}
+
     def batch(self, step: int, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The global batch of a step: ids (B, L) masked, positions (B, M) within the sequence, labels (B, M)."""
         first = step * batch_size

@@ -1,8 +1,8 @@
 """What pretraining can optimise: a table of objectives, and the student that computes a weighted sum of them.
 
-The student sees a batch once. If masked language modelling is among the objectives its tokens are masked, and what the
-teacher made of the whole text is still what its states are drawn to, at masked tokens, too, as in data2vec (arXiv
-2202.03555, Section 3): they have to be inferred.
+The student sees a batch once. If tokens are predicted, some are masked, and what the teacher made of the whole text is
+still what the student's states are drawn to, at masked tokens, too, as in data2vec (arXiv 2202.03555, Section 3): they
+have to be inferred.
 
 Every objective is a sum over what counts (tokens, sequences, predictions), divided by a process's even share of the
 count in the whole batch. So the mean over processes and micro-batches is the mean over the batch, however unevenly
@@ -10,18 +10,24 @@ tokens fall on them.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import UserError
 from .hidden_states import PooledCosine, PooledSquare, TokenCosine, TokenSquare
+from .logits import logits_loss
+from .masked_lm import IGNORED
 from .relations import Relations
 
 
-MASKED_LM = "masked_lm"
+MASKED_LM, LOGITS = "masked_lm", "logits"
 
-TEACHER_OBJECTIVES = {
+PREDICTING = (MASKED_LM, LOGITS)
+"""Objectives that mask tokens and train the prediction head."""
+
+STATE_OBJECTIVES = {
     "token_cosine": TokenCosine,
     "token_mse": TokenSquare,
     "pooled_cosine": PooledCosine,
@@ -30,10 +36,12 @@ TEACHER_OBJECTIVES = {
 }
 """Name -> class of what is learnt from a teacher's states."""
 
-OBJECTIVES = (MASKED_LM, *TEACHER_OBJECTIVES)
+OBJECTIVES = (*PREDICTING, *STATE_OBJECTIVES)
 
 DEFAULT_WEIGHTS = {"token_cosine": 1.0, "pooled_cosine": 1.0}
 """Under a teacher, if nothing else is said."""
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def objective_weights(given: Mapping[str, float], taught: bool) -> dict[str, float]:
@@ -48,18 +56,32 @@ def objective_weights(given: Mapping[str, float], taught: bool) -> dict[str, flo
             raise UserError(f"pretraining: objectives: unknown {name!r}, known: {', '.join(OBJECTIVES)}")
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
             raise UserError(f"pretraining: objectives: {name}: {weight!r} is not accepted, expected a number above 0")
-        if name in TEACHER_OBJECTIVES and not taught:
+        if name != MASKED_LM and not taught:
             raise UserError(f"pretraining: objectives: {name} needs a teacher, give --teacher")
-    if taught and not weights.keys() & TEACHER_OBJECTIVES.keys():
-        raise UserError(f"pretraining: objectives: under a teacher one of {', '.join(TEACHER_OBJECTIVES)} is needed")
+    if taught and not weights.keys() & STATE_OBJECTIVES.keys():
+        raise UserError(f"pretraining: objectives: under a teacher one of {', '.join(STATE_OBJECTIVES)} is needed")
     return dict(weights)
+
+
+def states_and_logits(model, inputs: Mapping[str, torch.Tensor], positions: torch.Tensor | None):
+    """Last hidden states (B, L, D) of a `FlexiBertForMaskedLM`, and its logits (N, V) at positions, if any are given.
+
+    Args:
+        inputs: Those of `MODEL_INPUTS`.
+        positions: (N,), indices into the flattened batch.
+    """
+    states = model.model(**inputs).last_hidden_state
+    if positions is None:
+        return states, None
+    return states, model.lm_head(model.prediction_head(states.flatten(0, 1)[positions]))
 
 
 class Student(nn.Module):
     """A masked language model and what its objectives add to it: the linear map onto the teacher's states.
 
     Args:
-        model: A `FlexiBertForMaskedLM`, or what is called like one.
+        model: A `FlexiBertForMaskedLM`; or one that has `width`, the largest of a last state, and `states_and_logits`,
+            and is called like one.
         weights: Objective -> weight.
         size: Width of the teacher's states, None without a teacher.
     """
@@ -68,15 +90,14 @@ class Student(nn.Module):
         super().__init__()
         self.model = model
         self.weights = dict(weights)
-        taught = {name: TEACHER_OBJECTIVES[name]() for name in weights if name in TEACHER_OBJECTIVES}
-        self.objectives = nn.ModuleDict(taught)
+        self.objectives = nn.ModuleDict({name: STATE_OBJECTIVES[name]() for name in weights if name not in PREDICTING})
+        self.predicts = any(name in PREDICTING for name in weights)
+        own = not hasattr(model, "states_and_logits")
         self.map = None
-        if any(objective.uses_map for objective in taught.values()):
-            self.map = nn.Linear(model.config.hidden_size, size)
-        self.untrained = []
-        if taught and MASKED_LM not in weights:
-            # Data parallelism wants to know what no gradient will come to.
-            self.untrained = [*model.prediction_head.parameters(), model.lm_head.bias]
+        if any(objective.uses_map for objective in self.objectives.values()):
+            self.map = nn.Linear(model.config.hidden_size if own else model.width, size)
+        # Data parallelism wants to know what no gradient will come to.
+        self.untrained = [] if self.predicts or not own else [*model.prediction_head.parameters(), model.lm_head.bias]
         for parameter in self.untrained:
             parameter.requires_grad_(False)
 
@@ -85,44 +106,52 @@ class Student(nn.Module):
         for parameter in self.untrained:
             parameter.requires_grad_(True)
 
-    def forward(self, inputs: Mapping[str, torch.Tensor], arguments: Mapping[str, object]) -> dict[str, torch.Tensor]:
+    def forward(self, inputs: Mapping[str, torch.Tensor], arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Losses by objective; outside of training also the hits of masked language modelling, `masked_lm_hits`.
 
         Args:
-            inputs: Of the model; for masked language modelling `positions` and `labels` (N,); under a teacher its
-                `states` (B, L, d). What a loss is divided by: `tokens`, `rows`, `predictions`.
+            inputs: Of the model; where tokens are predicted `positions` and `labels` (N,); under a teacher its
+                `states` (B, L, d) and for its logits `taught_logits` (N, V). What a loss is divided by: `tokens`,
+                `rows`, `predictions`.
             arguments: Of the model besides.
         """
         if not self.objectives:
-            return self.predict(inputs, arguments)
-        mask = inputs["attention_mask"]
-        names = ("input_ids", "attention_mask", "token_type_ids")
-        hidden = self.model.model(**{name: inputs[name] for name in names}, **arguments).last_hidden_state
+            return self._predict(inputs, arguments)
+        given = {name: inputs[name] for name in MODEL_INPUTS}, inputs["positions"] if self.predicts else None
+        if hasattr(self.model, "states_and_logits"):
+            hidden, logits = self.model.states_and_logits(*given, **arguments)
+        else:
+            hidden, logits = states_and_logits(self.model, *given)
         losses = {}
-        mapped = None if self.map is None else self.map(hidden).float()
+        mapped = self._onto_teacher(hidden).float() if self.map is not None else None
         for name, objective in self.objectives.items():
             states = mapped if objective.uses_map else hidden.float()
-            losses[name] = objective(states, inputs["states"], mask) / inputs[objective.counted]
+            losses[name] = objective(states, inputs["states"], inputs["attention_mask"]) / inputs[objective.counted]
         if MASKED_LM in self.weights:
-            at = hidden.flatten(0, 1)[inputs["positions"]]
-            logits = self.model.lm_head(self.model.prediction_head(at))
-            losses |= self.predictions(logits, inputs["labels"], inputs["predictions"])
-        return losses
-
-    def predict(self, inputs, arguments) -> dict[str, torch.Tensor]:
-        """Masked language modelling alone."""
-        given = {"input_ids": inputs["input_ids"], "prediction_positions": inputs["positions"], **arguments}
-        if self.training:
-            return {MASKED_LM: self.model(**given, labels=inputs["labels"]).loss}
-        return self.predictions(self.model(**given).logits, inputs["labels"], 1)
-
-    def predictions(self, logits, labels, count) -> dict[str, torch.Tensor]:
-        loss = nn.functional.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="sum")
-        losses = {MASKED_LM: loss / count}
-        if not self.training:
-            losses[f"{MASKED_LM}_hits"] = (logits.argmax(-1) == labels).sum() / count
+            losses |= self._predictions(logits, inputs["labels"], inputs["predictions"])
+        if LOGITS in self.weights:
+            loss = logits_loss(logits, inputs["taught_logits"], inputs["labels"], IGNORED)
+            losses[LOGITS] = loss / inputs["predictions"]
         return losses
 
     def total(self, losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The weighted sum."""
         return sum(weight * losses[name] for name, weight in self.weights.items())
+
+    def _onto_teacher(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Narrower states than the widest take the leading columns, as all weights of a super-network."""
+        return nn.functional.linear(hidden, self.map.weight[:, : hidden.shape[-1]], self.map.bias)
+
+    def _predict(self, inputs, arguments) -> dict[str, torch.Tensor]:
+        """Masked language modelling alone."""
+        given = {"input_ids": inputs["input_ids"], "prediction_positions": inputs["positions"], **arguments}
+        if self.training:
+            return {MASKED_LM: self.model(**given, labels=inputs["labels"]).loss}
+        return self._predictions(self.model(**given).logits, inputs["labels"], 1)
+
+    def _predictions(self, logits, labels, count) -> dict[str, torch.Tensor]:
+        loss = nn.functional.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+        losses = {MASKED_LM: loss / count}
+        if not self.training:
+            losses[f"{MASKED_LM}_hits"] = (logits.argmax(-1) == labels).sum() / count
+        return losses

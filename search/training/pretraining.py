@@ -21,7 +21,7 @@ from accelerate.utils import set_seed
 from ..errors import TrainingDiverged, UserError
 from ..parsing import limited
 from .masked_lm import IGNORED, MaskedLanguageModelling, to_device
-from .objectives import MASKED_LM, Student, objective_weights
+from .objectives import LOGITS, MASKED_LM, PREDICTING, Student, objective_weights
 from .state import load_checkpoint, model_digest, save_checkpoint, text_digest
 from .taught_batches import TaughtBatches, counts
 from .teacher import TaughtText
@@ -214,6 +214,7 @@ def pretrain(
         for micro_batch in range(budget.micro_batches):
             share = micro_batch * accelerator.num_processes + accelerator.process_index
             inputs = inputs_of(arrays, share, parts, accelerator.device)
+            inputs |= batches.asked(inputs)
             accumulating = micro_batch < budget.micro_batches - 1
             with accelerator.no_sync(trained) if accumulating else nullcontext():
                 loss = student.total(trained(inputs, arguments(step))) / budget.micro_batches
@@ -246,12 +247,12 @@ def pretrain(
     seconds = time.perf_counter() - started
 
     validation = batch_source(validation_blocks, tokenizer, budget, weights, seed=0)
-    parts: list[float] = []
-    metrics = evaluate(trained, student, validation, accelerator, arguments(budget.steps), parts)
+    batch_losses: list[float] = []
+    metrics = evaluate(trained, student, validation, accelerator, arguments(budget.steps), batch_losses)
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise TrainingDiverged(f"the validation loss is {value:g} ({name}) after step {budget.steps}; {ADVICE}")
-    for index, loss in enumerate(parts if report_part is not None else ()):
+    for index, loss in enumerate(batch_losses if report_part is not None else ()):
         report_part(index, loss)
     accelerator.unwrap_model(trained, keep_fp32_wrapper=False)
     student.release()
@@ -279,7 +280,8 @@ def batch_source(
 ) -> MaskedLanguageModelling | TaughtBatches:
     """What makes the batches of a text."""
     if isinstance(text, TaughtText):
-        return TaughtBatches(text, tokenizer, budget.mask_fraction, seed, MASKED_LM in weights)
+        masked = any(name in weights for name in PREDICTING)
+        return TaughtBatches(text, tokenizer, budget.mask_fraction, seed, masked, LOGITS in weights)
     return MaskedLanguageModelling(text, tokenizer, budget.mask_fraction, seed)
 
 
@@ -314,12 +316,12 @@ def evaluate(
     batches: MaskedLanguageModelling | TaughtBatches,
     accelerator: Accelerator,
     arguments: Mapping[str, Any],
-    parts: list[float] | None = None,
+    batch_losses: list[float] | None = None,
 ) -> dict[str, float]:
     """Metrics of validation batches, whose masks never change. Every process sees all of them; sharded models need it.
 
     Args:
-        parts: Gets the `compared_loss` of every batch.
+        batch_losses: Gets the `compared_loss` of every batch.
 
     Returns:
         `mlm_loss_nats` and `mlm_accuracy_percent`; under a teacher `distillation_loss`, the mean of its objectives by
@@ -330,12 +332,13 @@ def evaluate(
     counted: dict[str, int] = {}
     for arrays in batches.validation():
         inputs = inputs_of(arrays, 0, 1, accelerator.device)
+        inputs |= batches.asked(inputs)
         sizes = {"predictions": int((arrays["labels"] != IGNORED).sum())} if "labels" in arrays else {}
         sizes |= {name: int(size) for name, size in counts(arrays).items()}
         units = {name: torch.ones((), device=accelerator.device) for name in sizes}
         losses = {name: loss.item() for name, loss in trained({**inputs, **units}, arguments).items()}
-        if parts is not None and all(sizes.values()):
-            parts.append(compared_loss(validation_metrics(student, losses, sizes)))
+        if batch_losses is not None and all(sizes.values()):
+            batch_losses.append(compared_loss(validation_metrics(student, losses, sizes)))
         for name, loss in losses.items():
             sums[name] = sums.get(name, 0.0) + loss
         for name, size in sizes.items():
@@ -351,6 +354,8 @@ def validation_metrics(student: Student, sums: Mapping[str, float], counted: Map
         metrics["mlm_accuracy_percent"] = 100 * sums[f"{MASKED_LM}_hits"] / counted["predictions"]
     if student.objectives:
         losses = {name: sums[name] / counted[objective.counted] for name, objective in student.objectives.items()}
+        if LOGITS in sums:
+            losses[LOGITS] = sums[LOGITS] / counted["predictions"]
         weight = sum(student.weights[name] for name in losses)
         metrics["distillation_loss"] = sum(student.weights[name] * loss for name, loss in losses.items()) / weight
         metrics |= {f"{name}_loss": loss for name, loss in losses.items()}

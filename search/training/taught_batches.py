@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
+import torch
 
 from .masked_lm import IGNORED, MaskedLanguageModelling, epoch_order
 from .teacher import TaughtText
@@ -20,8 +21,9 @@ class TaughtBatches:
     length come twice.
     """
 
-    def __init__(self, text: TaughtText, tokenizer, mask_fraction: float, seed: int, masked: bool):
-        """masked: Whether tokens are masked and predicted."""
+    def __init__(self, text: TaughtText, tokenizer, mask_fraction: float, seed: int, masked: bool, asks: bool):
+        """masked: Whether tokens are masked and predicted; `asks`: whether the teacher predicts them, too."""
+        self.asks = asks
         self.text = text
         self.seed = seed
         self.pad_token_id = tokenizer.pad_token_id
@@ -39,6 +41,10 @@ class TaughtBatches:
         epoch, index = divmod(step, per_epoch)
         rows = self._epoch(epoch, batch_size)[index]
         return self.gather(rows, np.random.default_rng([self.seed, 1, step]))
+
+    def asked(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The teacher's logits (N, V) where tokens are masked, of the masked text; nothing where it is not asked."""
+        return {"taught_logits": self.text.teacher.logits(inputs)} if self.asks else {}
 
     def gather(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Passages as the student takes them: (B, L) arrays, (B, L, d) `states`, (B, M) `positions` and `labels`."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
 import flexibert  # noqa: F401  # registers the encoders with the Auto classes
 
@@ -41,11 +41,15 @@ class Teacher:
         digest: Equal for teachers with the same weights.
     """
 
-    def __init__(self, source: str):
-        """source: Folder or Hub id of any encoder.
+    def __init__(self, source: str, predicts: bool = False):
+        """Loads an encoder.
+
+        Args:
+            source: Folder or Hub id of any.
+            predicts: Whether it shall predict masked tokens.
 
         Raises:
-            UserError: There is none, its weights are not all there, or it is no encoder.
+            UserError: There is none, its weights are not all there, it is no encoder, or it cannot predict.
         """
         self.source = source
         self.name = Path(source).resolve().name if Path(source).expanduser().exists() else source
@@ -53,13 +57,17 @@ class Teacher:
             raise UserError(f"teacher {source}: no such folder")
         try:
             with quiet():
-                model, loading = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+                auto_class = AutoModelForMaskedLM if predicts else AutoModel
+                model, loading = auto_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(f"teacher {source} cannot be loaded: {one_line(error)}") from None
         lost = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
         if lost:
-            raise UserError(f"teacher {source} lacks weights: {lost[0]} and {len(lost) - 1} more")
-        self.model = model.eval().requires_grad_(False)
+            what = "has no head for masked tokens, or lacks other" if predicts else "lacks"
+            raise UserError(f"teacher {source} {what} weights: {lost[0]} and {len(lost) - 1} more")
+        model.eval().requires_grad_(False)
+        self.model = model.base_model
+        self.predictor = model if predicts else None
         self._check_encoder()
 
     def _check_encoder(self) -> None:
@@ -99,6 +107,8 @@ class Teacher:
     def digest(self) -> str:
         digest = hashlib.blake2b(repr(self.model.config.to_dict().get("model_type")).encode(), digest_size=8)
         for name, parameter in self.model.named_parameters():
+            if "pooler" in name:  # which is not there beside a head for masked tokens
+                continue
             digest.update(name.encode())
             digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -106,9 +116,20 @@ class Teacher:
     @torch.no_grad()
     def states(self, input_ids, attention_mask, token_type_ids) -> torch.Tensor:
         """Last hidden states of token ids (B, L): (B, L, D), of no meaning at padding."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        return self.model(**self._accepted(inputs)).last_hidden_state
+
+    @torch.no_grad()
+    def logits(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """(N, V) at the `positions` (N,) of the flattened batch, for tokens of the tokenizer."""
+        self.predictor.to(inputs["input_ids"].device)
+        logits = self.predictor(**self._accepted({name: inputs[name] for name in INPUTS})).logits
+        return logits.flatten(0, 1)[inputs["positions"]][:, : self.vocab_size]
+
+    def _accepted(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Without token types, where it knows none."""
         types = getattr(self.model.config, "type_vocab_size", 0)
-        inputs = {"token_type_ids": token_type_ids} if types > 1 else {}
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
+        return inputs if types > 1 else {name: inputs[name] for name in INPUTS[:2]}
 
     def check_fit(self, tokenizer, longest: int) -> None:
         """Raises UserError where the tokenizer has tokens or sequences lengths that the teacher has not."""
@@ -117,6 +138,7 @@ class Teacher:
             raise UserError(
                 f"teacher {self.source}: its tokenizer has {size} tokens, the model has {len(self.word_embeddings)}"
             )
+        self.vocab_size = len(tokenizer)
         if longest > self.positions:
             raise UserError(
                 f"teacher {self.source} takes {self.positions} tokens, sequence_length {longest} is beyond it"
@@ -135,27 +157,25 @@ def positions(model: PreTrainedModel) -> int:
 
 
 @torch.no_grad()
-def give_embeddings(model, teacher: Teacher) -> None:
-    """Fills a student's word embeddings with the teacher's: their first principal components.
+def give_embeddings(table: torch.Tensor, teacher: Teacher, pad_token_id: int | None) -> None:
+    """Fills a student's word embeddings (V, E) with the teacher's: their first principal components.
 
-    E = (W - mean) V with V the eigenvectors of W's covariance with the largest eigenvalues, as many as the student's
-    embeddings are wide, scaled so that their standard deviation is the one that the student draws weights with. A
-    student's further columns keep their random weights, and so do tokens that the teacher has not.
+    (W - mean) U with U the eigenvectors of W's covariance with the E largest eigenvalues, scaled to the standard
+    deviation of the random numbers that stood there. Columns beyond the teacher's width keep those, and so do tokens
+    that the teacher has not.
     """
-    table = model.get_input_embeddings()
     given = teacher.word_embeddings.detach().to("cpu", torch.float64)
     centred = given - given.mean(0)
     _, vectors = torch.linalg.eigh(centred.T @ centred)
-    width = min(table.embedding_dim, given.shape[1])
+    width, rows = min(table.shape[1], given.shape[1]), min(len(table), len(given))
     vectors = vectors.flip(1)[:, :width]
     # An eigenvector's sign is arbitrary: its largest entry shall be positive, on every machine.
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     reduced = centred @ (vectors * largest.sign())
-    reduced *= model.config.initializer_range / reduced.std()
-    rows = min(table.num_embeddings, len(given))
-    table.weight[:rows, :width] = reduced[:rows].to(table.weight.dtype)
-    if table.padding_idx is not None:
-        table.weight[table.padding_idx] = 0
+    reduced *= table.double().std() / reduced.std()
+    table[:rows, :width] = reduced[:rows].to(table)
+    if pad_token_id is not None:
+        table[pad_token_id] = 0
 
 
 # --- states on disk -----------------------------------------------------------------------------------------------
@@ -365,7 +385,7 @@ class TaughtText:
 
     passages: Passages
     states: StateCache
-    teacher: str
+    teacher: Teacher
 
     @property
     def size(self) -> int:
@@ -408,6 +428,6 @@ def taught_text(
             f"({form.size} x {form.dtype}), {to_make:,} tokens are still to be read"
         )
     cache.make(teacher, pad_token_id, accelerator, told)
-    text = TaughtText(passages, cache, teacher.digest)
+    text = TaughtText(passages, cache, teacher)
     accelerator.wait_for_everyone()
     return text
