@@ -69,8 +69,9 @@ def train(folder: Path, kill_at: int | str | None, environment: dict[str, str | 
         blocks = validation = taught_text(rng)
         budget = dataclasses.replace(BUDGET, objectives={"token_cosine": 1.0, "pooled_mse": 0.5, "masked_lm": 0.1})
     set_seed(0)
+    dropout = {} if "NO_DROPOUT" not in environment else {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
     model = FlexiBertForMaskedLM(
-        FlexiBertConfig(vocab_size=60, layers=SPECS["mixed_heads"][:1], max_position_embeddings=16)
+        FlexiBertConfig(vocab_size=60, layers=SPECS["mixed_heads"][:1], max_position_embeddings=16, **dropout)
     )
     accelerator = Accelerator(cpu=True, fsdp_plugin=sharding() if "SHARDED" in environment else None)
     pretrain(model, blocks, validation, Tokenizer(), budget, 1, accelerator, folder)
@@ -97,15 +98,15 @@ def sharding() -> FullyShardedDataParallelPlugin:
     )
 
 
-def run(folder: Path, way: str, kill_at: int | str | None = None) -> None:
+def run(folder: Path, way: str, kill_at: int | str | None = None, processes: int | None = None) -> None:
     """Runs `train` in processes started as `torchrun` does."""
-    processes = 1 if way == "alone" else 2
+    processes = processes or (1 if way == "alone" else 2)
     context = multiprocessing.get_context("fork")
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": processes}
     workers = []
     for rank in range(processes):
         environment = {**address, "RANK": rank, "LOCAL_RANK": rank} if processes > 1 else {}
-        environment |= {way.upper(): 1} if way in ("sharded", "taught") else {}
+        environment |= dict.fromkeys(way.upper().split(), 1)
         workers.append(context.Process(target=train, args=(folder, kill_at, environment)))
         workers[-1].start()
     for worker in workers:
@@ -166,3 +167,13 @@ def test_kills_while_a_checkpoint_is_written_change_nothing(uninterrupted, tmp_p
         run(tmp_path, way, kill_at)
     run(tmp_path, way)
     assert_equal(tmp_path, expected)
+
+
+def test_two_processes_learn_from_a_teacher_what_one_does(tmp_path):
+    """Passages of uneven lengths fall on both, and they draw no dropout that differs."""
+    losses = []
+    for processes in (1, 2):
+        run(tmp_path / str(processes), "taught no_dropout", processes=processes)
+        state = json.loads((tmp_path / str(processes) / "checkpoint" / "pretraining.json").read_text(encoding="utf-8"))
+        losses.append(state["losses"])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
