@@ -18,6 +18,8 @@ assert "flexibert" not in sys.modules
 model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
 tokens = AutoTokenizer.from_pretrained(sys.argv[1])("A river runs through it.", return_tensors="pt")
 assert model(**tokens).last_hidden_state.isfinite().all()
+tokens = AutoTokenizer.from_pretrained(sys.argv[1])("river " * 1000, truncation=True, return_tensors="pt")
+assert model(**tokens).last_hidden_state.shape[1] == model.config.max_position_embeddings
 fill = pipeline("fill-mask", sys.argv[1], trust_remote_code=True)
 print([guess["token_str"] for guess in fill("He was born in the united [MASK].")])
 """

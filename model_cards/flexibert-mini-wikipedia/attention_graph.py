@@ -20,6 +20,8 @@ import re
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 
 INPUTS = ("q", "k", "v", "p")
@@ -90,7 +92,7 @@ class SoftmaxTail:
     scalings: int
 
 
-def show(value) -> str:
+def show(value: object) -> str:
     """A short text of any value, for messages."""
     try:
         return reprlib.repr(value)
@@ -116,7 +118,7 @@ def result_shape(primitive: str, shapes: Sequence[tuple[str, str]]) -> tuple[str
 
 
 def parse_graph(lines: Sequence[str], path: str = "nodes") -> AttentionGraph:
-    """Reads and checks a graph.
+    """Reads and checks a graph. What was parsed before is not parsed again.
 
     Args:
         lines: One `name = primitive(operand[, operand])` per node; the last one is the result.
@@ -127,15 +129,27 @@ def parse_graph(lines: Sequence[str], path: str = "nodes") -> AttentionGraph:
     """
     if not isinstance(lines, (list, tuple)) or not 1 <= len(lines) <= MAX_NODES:
         raise ValueError(f"{path}: expected a list of 1 to {MAX_NODES} lines, got {show(lines)}")
+    try:
+        return _known_graph(tuple(lines))
+    except (TypeError, ValueError):  # no strings; and of mistakes the path is told
+        return _parse_graph(lines, path)
+
+
+@lru_cache(maxsize=1 << 14)
+def _known_graph(lines: tuple[str, ...]) -> AttentionGraph:
+    return _parse_graph(lines, "nodes")
+
+
+def _parse_graph(lines: Sequence[Any], path: str) -> AttentionGraph:
     shapes = dict.fromkeys(INPUTS, _TOKENS)
-    nodes = []
+    nodes: list[Node] = []
     for index, line in enumerate(lines):
         where = f"{path}[{index}]"
         match = _LINE.fullmatch(line) if isinstance(line, str) and len(line) <= 160 else None
         if match is None:
             raise ValueError(f"{where}: expected 'name = primitive(operand[, operand])', got {show(line)}")
-        name, primitive, *operands = match.groups()
-        operands = tuple(operand for operand in operands if operand is not None)
+        name, primitive, *rest = match.groups()
+        operands = tuple(operand for operand in rest if operand is not None)
         if name in shapes:
             raise ValueError(f"{where}: name {name!r} is already taken; inputs are {', '.join(INPUTS)}")
         if primitive not in PRIMITIVES:
@@ -170,6 +184,7 @@ class _Expression:
     operands: tuple["_Expression", ...] = ()
 
 
+@lru_cache(maxsize=1 << 14)
 def canonical(graph: AttentionGraph) -> AttentionGraph:
     """The same function in standard form: dead nodes dropped, equal sub-expressions merged, nodes renamed t0, t1, ...
 
@@ -205,7 +220,7 @@ def _apply(primitive: str, *operands: _Expression) -> _Expression:
         inner = [operand.operands[0] for operand in operands]
         return _apply("transpose", _apply(primitive, *(inner if primitive == "add" else inner[::-1])))
     if primitive == "add":
-        operands = sorted(operands, key=lambda operand: (len(operand.key), operand.key))  # inputs first
+        operands = tuple(sorted(operands, key=lambda operand: (len(operand.key), operand.key)))  # inputs first
     return _expression(primitive, *operands)
 
 
@@ -217,6 +232,7 @@ def _name_nodes(expression: _Expression, names: dict[str, str], nodes: list[Node
     return names[expression.key]
 
 
+@lru_cache(maxsize=1 << 14)
 def softmax_tail(graph: AttentionGraph) -> SoftmaxTail | None:
     """Takes the graph apart as softmax attention over token-wise operands, or returns None where it is not.
 

@@ -29,23 +29,19 @@ from .spec import OPERATIONS, LayerSpec
 
 
 class MixingContext(NamedTuple):
-    """What all layers of one forward pass share; made once by the base model.
+    """What all layers of one forward pass share about a padded batch; made once by the base model.
 
     Attributes:
         attention_mask: The mask in the form that the attention backend wants, or None without padding.
         padding_mask: (B, L) bool, true at real tokens, or None without padding.
-        position_ids: (1 or B, L), used by rotary positions.
-        made: Matrices that depend on nothing but the above, kept by the first layer that makes them, see `once`.
-        packing: For a group of rows of a packed batch, where its tokens stand.
-        groups: For a packed batch, the contexts of its groups; it has nothing else.
+        position_ids: (1 or B, L) where tokens stand in their text, used by rotary positions.
+        made: Tensors that depend on nothing but the above, kept by the first layer that makes them, see `once`.
     """
 
     attention_mask: torch.Tensor | None
     padding_mask: torch.Tensor | None
     position_ids: torch.Tensor | None
     made: dict | None = None
-    packing: "Packing | None" = None
-    groups: tuple = ()
 
     def once(self, key: tuple, make: Callable):
         """What `make()` returns, made by the first layer that asks for `key`."""
@@ -75,6 +71,17 @@ class Packing(NamedTuple):
         """(1, N, D) -> (B, L, D) with zeros at padding."""
         padded = x.new_zeros(self.shape[0] * self.shape[1], x.shape[-1])
         return padded.index_copy(0, self.indices, x[0]).unflatten(0, self.shape)
+
+
+class PackedContext(NamedTuple):
+    """The same about a batch without its padding, (1, N, D), which is mixed in groups of rows of similar length.
+
+    Attributes:
+        groups: One after the other in the batch: where the tokens of the group stand in its padded rows (B, L), and
+            what layers share about those.
+    """
+
+    groups: tuple[tuple[Packing, MixingContext], ...]
 
 
 def drop(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
@@ -112,7 +119,8 @@ class ScoredAttention(nn.Module):
     """softmax(queries keys^T * scaling + positions) values on the attention backend of the configuration.
 
     Shared by all operations that end in a softmax over keys. `relative_key` adds q_i . R[i - r] to the unscaled score
-    of query i and key r (Shaw et al. 2018); the rows of R belong to the layer and are handed in.
+    of query i and key r (Shaw et al. 2018), `relative_key_query` also k_r . R[i - r] (Huang et al. 2020, method 4);
+    the rows of R belong to the layer and are handed in.
     """
 
     is_causal = False
@@ -123,16 +131,34 @@ class ScoredAttention(nn.Module):
         self.scaling = head_size**-0.5
         self.dropout = config.attention_probs_dropout_prob
 
-    def forward(self, query, key, value, context: MixingContext, distance_embedding=None, scaling=None):
-        """All (B, h, L, d), `distance_embedding` (2L - 1, d) or None; returns (B, h, L, d), (B, h, L, L) or None."""
+    def forward(
+        self, query, key, value, context: MixingContext, distance_embedding=None, scaling=None, position_key=None
+    ):
+        """All (B, h, L, d), `distance_embedding` (2L - 1, d) or None; returns (B, h, L, d), (B, h, L, L) or None.
+
+        `position_key` is the key whose position is scored, where it is another one.
+        """
         scaling = self.scaling if scaling is None else scaling
         if self.config.position_embedding_type == "rotary":
-            query, key = (rotate(x, context.position_ids, self.config.rotary_base) for x in (query, key))
+            base = self.config.rotary_base
+            positions = context.position_ids
+            assert positions is not None  # the model gives them to rotary positions
+            query, key = (rotate(x, positions, base, context.once) for x in (query, key))
         mask = context.attention_mask
         if distance_embedding is not None:
-            mask = add_to_mask(relative_scores(query, distance_embedding) * scaling, mask)
+            scores = relative_scores(query, distance_embedding)
+            if self.config.position_embedding_type == "relative_key_query":
+                scores = scores + relative_key_scores(
+                    key if position_key is None else position_key, distance_embedding
+                )
+            mask = add_to_mask(scores * scaling, mask)
         dropout = self.dropout if self.training else 0.0
         backend = self.config._attn_implementation
+        if "flash" in backend and query.dtype == torch.float32 and not torch.is_autocast_enabled(query.device.type):
+            raise ValueError(
+                f"attn_implementation: {backend} does not compute in float32; load the model with "
+                "dtype=torch.bfloat16, or train it under autocast"
+            )
         # With dropout torch has no fused kernel on CPUs: sdpa takes the same way as eager attention, but slower.
         unfused = backend == "sdpa" and dropout > 0 and query.device.type == "cpu"
         attend = ALL_ATTENTION_FUNCTIONS.get_interface("eager" if unfused else backend, eager_attention_forward)
@@ -140,19 +166,35 @@ class ScoredAttention(nn.Module):
         return output.transpose(1, 2), None if unfused else weights
 
 
-def rotate(x: torch.Tensor, position_ids: torch.Tensor, base: float) -> torch.Tensor:
-    """Rotary positions (arXiv 2104.09864) on x (B, h, L, d); an odd last feature is left alone."""
+def rotate(
+    x: torch.Tensor, position_ids: torch.Tensor, base: float, once: Callable = lambda key, make: make()
+) -> torch.Tensor:
+    """Rotary positions (arXiv 2104.09864) on x (B, h, L, d); an odd last feature is left alone.
+
+    `once` keeps the angles, which are the same for all layers with heads of a size, see `MixingContext.once`.
+    """
     half = x.shape[-1] // 2
-    frequencies = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angles = position_ids[:, None, :, None].float() * frequencies  # (1 or B, 1, L, d / 2)
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    key = ("rotary", half, x.dtype, x.device)
+    cos, sin = once(key, lambda: rotary_angles(position_ids.to(x.device), half, base, x.dtype))
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+
+
+def rotary_angles(position_ids: torch.Tensor, half: int, base: float, dtype: torch.dtype):
+    """Cosines and sines of the angles by which positions (1 or B, L) turn d / 2 pairs: (1 or B, 1, L, d / 2)."""
+    frequencies = base ** (-torch.arange(half, device=position_ids.device, dtype=torch.float32) / half)
+    angles = position_ids[:, None, :, None].float() * frequencies
+    return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def relative_scores(query: torch.Tensor, distance_embedding: torch.Tensor) -> torch.Tensor:
     """q_i . R[i - r] for all pairs: query (B, h, L, d), R (2L - 1, d) from distance L - 1 to 1 - L -> (B, h, L, L)."""
     return _unskew(torch.matmul(query, distance_embedding.to(query.dtype).T))
+
+
+def relative_key_scores(key: torch.Tensor, distance_embedding: torch.Tensor) -> torch.Tensor:
+    """k_r . R[i - r] for all pairs, shapes as in `relative_scores`: seen from the keys distances run the other way."""
+    return _unskew(torch.matmul(key, distance_embedding.to(key.dtype).T).flip(-1)).transpose(-1, -2)
 
 
 def _unskew(x: torch.Tensor) -> torch.Tensor:
@@ -189,29 +231,35 @@ class SelfAttentionOperation(nn.Module):
         query, key = inputs["q"], inputs["k"]
         if self.weight is None:
             return self.attention(query, key, inputs["v"], context, distance_embedding)
-        # The position score belongs to the query itself, so W goes to the key's side.
-        return self.attention(query, torch.matmul(key, self.weight.T), inputs["v"], context, distance_embedding)
+        # Position scores belong to query and key themselves, so W goes to the key that meets the query.
+        weighted = torch.matmul(key, self.weight.T)
+        return self.attention(query, weighted, inputs["v"], context, distance_embedding, position_key=key)
 
 
 class RelativeAttention(nn.Module):
     """Attention that scores by relative position alone, softmax(q_i . R[i - r] / sqrt(d)) v.
 
     FlexiBERT's public code puts it beside every transform and, in FlexiBERT 2, beside every convolution. Without a
-    table R (positions other than "relative_key") it is the mean of the values over real tokens.
+    table R (positions that are not relative) it is the mean of the values over real tokens.
     """
 
     def __init__(self, config, head_size: int):
         super().__init__()
         self.scaling = head_size**-0.5
+        self.scores_keys = config.position_embedding_type == "relative_key_query"
         self.dropout = Dropout(config.attention_probs_dropout_prob)
 
-    def forward(self, query, value, context: MixingContext, distance_embedding):
-        """query, value (B, h, L, d) -> (B, h, L, d)."""
+    def forward(self, inputs, context: MixingContext, distance_embedding):
+        """Projections q, v and, if their positions are scored, k, each (B, h, L, d) -> (B, h, L, d)."""
+        query, value = inputs["q"], inputs["v"]
         if distance_embedding is None:
             # A product, so that the query has a gradient, if only 0: data parallel training waits for all of them.
             scores = torch.matmul(query, query.new_zeros(query.shape[-1], query.shape[-2]))
         else:
-            scores = relative_scores(query, distance_embedding) * self.scaling
+            scores = relative_scores(query, distance_embedding)
+            if self.scores_keys:
+                scores = scores + relative_key_scores(inputs["k"], distance_embedding)
+            scores = scores * self.scaling
         if context.padding_mask is not None:
             scores = scores.masked_fill(~context.padding_mask[:, None, None, :], torch.finfo(scores.dtype).min)
         return torch.matmul(self.dropout(scores.softmax(dim=-1)), value)
@@ -240,16 +288,20 @@ class LinearTransformOperation(nn.Module):
         if layer_input:
             output = output[:, 0].unflatten(-1, (self.spec.num_heads, -1)).transpose(1, 2)  # (B, h, L, d)
         if self.relative is not None:
-            output = output + self.relative(inputs["q"], inputs["v"], context, distance_embedding)
+            output = output + self.relative(inputs, context, distance_embedding)
         return output, None
 
 
 def fourier_transform(x: torch.Tensor, features: tuple, sequence: tuple) -> torch.Tensor:
-    """Re(F_L x F_d) of x (B, h, L, d), with the matrices from `fourier_matrices`, each row over its real tokens.
+    """The real part of the two-dimensional DFT of x (B, h, L, d), each row over its real tokens:
 
-    With C and S the cosine and sine matrices this is C_L x C_d - S_L x S_d. Cosines are the same at n and d - n, sines
-    negative, in rows and columns alike: so sums of such features need d // 2 + 1 cosines and differences the other
-    sines, and what comes out is column e as their difference and column d - e as their sum.
+        y[k, e] = sum over n, f of x[n, f] cos(2 pi (k n / L + e f / d)), which is C_L x C_d - S_L x S_d
+
+    with matrices of cosines C_m[i, j] = cos(2 pi i j / m) and sines S_m, divided by sqrt(L d) for norm "ortho".
+
+    `fourier_matrices` gives half of the features' part. Cosines are the same at f and d - f, sines negative, in rows
+    and columns alike: so sums of such features need d // 2 + 1 cosines and differences the other sines, and what comes
+    out is column e as their difference and column d - e as their sum.
     """
     sums, differences = _fold(x, alone=1)
     cosines = torch.matmul(sequence[0], torch.matmul(sums, features[0]))
@@ -269,10 +321,10 @@ def fourier_matrices(x: torch.Tensor, padding_mask: torch.Tensor | None, ortho: 
     pairs = slice(1, (size + 1) // 2)
     scale = size**-0.5 if ortho else 1.0
     features = (cos * scale).to(x.dtype), (sin[pairs, pairs] * scale).to(x.dtype)
-    positions, lengths, mask = _rows(x, padding_mask)
+    places, lengths, mask = _rows(x, padding_mask)
     scale = lengths**-0.5 if ortho else 1.0
     scale = scale if mask is None else scale * mask
-    cos, sin = _cos_sin(positions[..., :, None] * positions[..., None, :], lengths)
+    cos, sin = _cos_sin(places[..., :, None] * places[..., None, :], lengths)
     return features, ((cos * scale).to(x.dtype), (sin * scale).to(x.dtype))
 
 
@@ -294,10 +346,14 @@ def _cos_sin(products: torch.Tensor, period) -> tuple[torch.Tensor, torch.Tensor
 
 
 def cosine_transform(x: torch.Tensor, features: tuple, sequence: torch.Tensor) -> torch.Tensor:
-    """DCT-II of x (B, h, L, d), with the matrices from `cosine_matrices`, each row over its real tokens.
+    """The two-dimensional DCT-II of x (B, h, L, d), each row over its real tokens:
 
-    Cosines of even frequency are the same at n and d - 1 - n, those of odd frequency negative: sums of such features
-    give the even columns and differences the odd ones.
+        y[k, e] = 4 sum over n, f of x[n, f] cos(pi k (2 n + 1) / (2 L)) cos(pi e (2 f + 1) / (2 d))
+
+    in scipy's convention; rows of both matrices are made orthonormal for norm "ortho".
+
+    `cosine_matrices` gives half of the features' part. Cosines of even frequency e are the same at f and d - 1 - f,
+    those of odd frequency negative: sums of such features give the even columns and differences the odd ones.
     """
     even, odd = (torch.matmul(part, matrix) for part, matrix in zip(_fold(x, alone=0), features))
     even, last = even.split([odd.shape[-1], even.shape[-1] - odd.shape[-1]], dim=-1)
@@ -312,11 +368,9 @@ def cosine_matrices(x: torch.Tensor, padding_mask: torch.Tensor | None, ortho: b
     size = x.shape[-1]
     index = torch.arange(size, device=x.device)
     folded = (index[: (size + 1) // 2], index[: size // 2])
-    features = tuple(
-        _cosines(index[odd::2], positions, size, ortho).T.to(x.dtype) for odd, positions in enumerate(folded)
-    )
-    positions, lengths, mask = _rows(x, padding_mask)
-    matrix = _cosines(positions, positions, lengths, ortho)
+    features = tuple(_cosines(index[odd::2], half, size, ortho).T.to(x.dtype) for odd, half in enumerate(folded))
+    places, lengths, mask = _rows(x, padding_mask)
+    matrix = _cosines(places, places, lengths, ortho)
     return features, (matrix if mask is None else matrix * mask).to(x.dtype)
 
 
@@ -331,12 +385,13 @@ def _cosines(k: torch.Tensor, n: torch.Tensor, length, ortho: bool) -> torch.Ten
 
 
 def _rows(x, padding_mask):
-    """Positions within each row, row lengths, and the mask of pairs of real tokens, shaped for (B, h, L, L)."""
+    """Places of tokens among the real ones of their row, row lengths, and the mask of pairs of real tokens, shaped for
+    (B, h, L, L)."""
     if padding_mask is None:
         return torch.arange(x.shape[-2], device=x.device), torch.tensor(x.shape[-2], device=x.device), None
-    positions = (padding_mask.cumsum(-1) - 1).clamp(min=0)[:, None]  # (B, 1, L)
+    places = (padding_mask.cumsum(-1) - 1).clamp(min=0)[:, None]  # (B, 1, L)
     lengths = padding_mask.sum(-1).clamp(min=1)[:, None, None, None]  # (B, 1, 1, 1)
-    return positions, lengths, (padding_mask[:, None, :, None] & padding_mask[:, None, None, :])
+    return places, lengths, (padding_mask[:, None, :, None] & padding_mask[:, None, None, :])
 
 
 TRANSFORMS = {"fourier": (fourier_transform, fourier_matrices), "cosine": (cosine_transform, cosine_matrices)}
@@ -370,12 +425,12 @@ class DynamicConvolutionOperation(nn.Module):
         self.relative = RelativeAttention(config, layer.resolved_head_size) if spec.relative_attention else None
 
     def forward(self, inputs, hidden_states, context, distance_embedding=None):
-        query = _merge_heads(inputs["q"])  # (B, L, p d)
-        source = hidden_states if self.spec.source == "layer" else _merge_heads(inputs["k"])
+        query = merge_heads(inputs["q"])  # (B, L, p d)
+        source = hidden_states if self.spec.source == "layer" else merge_heads(inputs["k"])
         if self.value is None:
             value = inputs["v"]
         else:
-            value = self.value(hidden_states if self.spec.mixed_attention else _merge_heads(inputs["v"]))
+            value = self.value(hidden_states if self.spec.mixed_attention else merge_heads(inputs["v"]))
             value = value.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         if context.padding_mask is not None and not self.spec.mix_padding:
             source = source * context.padding_mask[..., None]
@@ -384,16 +439,20 @@ class DynamicConvolutionOperation(nn.Module):
         kernels = self.kernel(span * query).unflatten(-1, (self.heads, -1)).softmax(dim=-1)  # (B, L, p, K)
         output = convolve(value, kernels.transpose(1, 2))
         if self.relative is not None:
-            output = output + self.relative(inputs["q"], inputs["v"], context, distance_embedding)
+            output = output + self.relative(inputs, context, distance_embedding)
         if self.attention is None:
             return output, None
         attended, weights = self.attention(inputs["q"], inputs["k"], inputs["v"], context, distance_embedding)
         return torch.cat([attended, output], dim=1), weights
 
 
-def _merge_heads(x: torch.Tensor) -> torch.Tensor:
+def merge_heads(x: torch.Tensor) -> torch.Tensor:
     """(B, h, L, d) -> (B, L, h d)"""
-    return x.transpose(1, 2).flatten(2)
+    merged = x.transpose(1, 2)
+    if is_tracing(x):
+        # What is a view of a fused attention kernel's output is none once an exporter has taken the kernel apart.
+        merged = merged.clone(memory_format=torch.contiguous_format)
+    return merged.flatten(2)
 
 
 def convolve(value: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,8 @@ AutoBERT-Zero (arXiv 2107.07445, Section 3) alike:
             + <----------------------------'  add & norm
             x (B, L, D)
 
-Everything here is torch-free. Bad data raises ValueError with the path of the offending value and what is accepted.
+Everything here is torch-free. Specs are valid by construction: a bad value raises ValueError with its path and what is
+accepted, whether a spec is made by hand or read from data.
 """
 
 import dataclasses
@@ -26,9 +27,10 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field
+from functools import lru_cache
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from .attention_graph import MAX_NODES, AttentionGraph, canonical, parse_graph, show, softmax_tail
 
@@ -38,27 +40,71 @@ MAX_WIDTH = 1 << 16
 MAX_KERNEL_SIZE = 1023
 
 
-def size(maximum: int, odd: bool = False, **kwargs):
-    """A dataclass field for a whole number from 1 to `maximum`."""
-    return field(metadata={"maximum": maximum, "odd": odd}, **kwargs)
+ABBREVIATIONS = {
+    "scaled_dot_product": "sdp",
+    "weighted_multiplicative": "wma",
+    "fourier": "dft",
+    "cosine": "dct",
+}
+"""What FlexiBERT's public code calls the parameters of its operations."""
+
+
+def size(maximum: int, odd: bool = False) -> dict[str, Any]:
+    """Metadata of a dataclass field for a whole number from 1 to `maximum`."""
+    return {"maximum": maximum, "odd": odd}
 
 
 @dataclass(frozen=True)
 class OperationSpec:
     """A group of heads of one layer that share an operation. Subclasses add the operation's own parameters.
 
+    What others have to know about an operation stands on its class, so that nobody else tells operations apart.
+
+    Args:
+        path: Where the spec stands, for messages; by default the operation's tag.
+
     Attributes:
         op: The tag in JSON, class attribute.
+        symbol: What FlexiBERT's computational graphs call a head of the kind, class attribute.
+        searched: The parameter that the papers search, class attribute.
+        taps: Parameter of the module -> the dimension of its kernels' taps, -1 for the last one and 0 where the rows
+            are the taps of one head after the other. Only operations with a `kernel_size` have any. Class attribute.
         num_heads: How many heads of the layer's concatenation the group fills.
+
+    Raises:
+        ValueError: With the path of the offending value and what is accepted.
     """
 
     op: ClassVar[str]
-    num_heads: int = size(1024)
+    symbol: ClassVar[str]
+    searched: ClassVar[str]
+    taps: ClassVar[Mapping[str, int]] = {}
+    num_heads: int = field(metadata=size(1024))
+    path: InitVar[str | None] = field(default=None, kw_only=True)
+
+    def __post_init__(self, path: str | None) -> None:
+        _normalize(self, path or self.op)
+
+    @property
+    def name(self) -> str:
+        """The operation and its searched parameter in words: "lightweight convolution (kernel 9)"."""
+        raise NotImplementedError
+
+    @property
+    def parameter(self) -> str | int:
+        """The searched parameter in short, as in the labels of computational graphs: "sdp", "dct", 9."""
+        value = getattr(self, self.searched)
+        return value if isinstance(value, int) else ABBREVIATIONS[value]
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Which projections of the layer input the group reads, of q, k, v, p and g (the gate of a convolution)."""
         return ("q", "k", "v")
+
+    def reads(self, positions: str) -> tuple[str, ...]:
+        """The `inputs` under a type of positions: "relative_key_query" scores positions of keys as well."""
+        keys = positions == "relative_key_query" and self.scores_positions and self.graph is None
+        return tuple(name for name in ("q", "k", "v", "p", "g") if name in self.inputs or (name == "k" and keys))
 
     @property
     def projected_heads(self) -> int:
@@ -70,12 +116,53 @@ class OperationSpec:
         """Whether the operation scores pairs of positions, so that relative positions have something to act on."""
         return False
 
+    @property
+    def is_softmax_attention(self) -> bool:
+        """Whether the operation is a softmax over keys and nothing else: it takes any mask of pairs of tokens, and
+        runs on every attention backend."""
+        return False
+
+    @property
+    def mixes_padding(self) -> bool:
+        """Whether padding reaches real tokens."""
+        return bool(getattr(self, "mix_padding", False))
+
+    @property
+    def graph(self) -> AttentionGraph | None:
+        """The graph of primitives that the operation runs, None where it is none."""
+        return None
+
+    def num_parameters(self, layer: "LayerSpec") -> int:
+        """How many parameters the operation's module has, without the projections that it reads."""
+        return 0
+
+    def split_taps(self, parameter: str, shape: Sequence[int]) -> tuple[tuple[int, ...], int | None]:
+        """The shape of a parameter of the module with the taps in a dimension of their own, and that dimension."""
+        if parameter not in self.taps:
+            return tuple(shape), None
+        if self.taps[parameter] == 0:
+            kernel_size: int = getattr(self, "kernel_size")  # noqa: B009 - of those subclasses that have taps
+            return (shape[0] // kernel_size, kernel_size, *shape[1:]), 1
+        return tuple(shape), len(shape) + self.taps[parameter]
+
     def validate(self, layer: "LayerSpec", path: str) -> None:
-        """Checks what a single field cannot tell; raises ValueError with the path."""
+        """Checks what only shows in a layer; raises ValueError with the path."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON form; parameters at their default are left out, so a new parameter changes no fingerprint."""
         return {"op": self.op, **_to_dict(self)}
+
+    @staticmethod
+    def from_dict(data: Any, path: str = "operation") -> "OperationSpec":
+        """Parses one group of heads; ValueError with the path where the data is not one."""
+        if type(data) in OPERATIONS.values():
+            return typing.cast(OperationSpec, data)
+        op = data.get("op") if isinstance(data, dict) else None
+        cls = OPERATIONS.get(op) if isinstance(op, str) else None
+        if cls is None:
+            got = f"unknown operation {show(op)}" if isinstance(data, dict) else f"not an operation {show(data)}"
+            raise ValueError(f"{path}: {got}, known: {', '.join(OPERATIONS)}")
+        return cls(**_fields_of(cls, data, path), path=path)
 
 
 @dataclass(frozen=True)
@@ -83,10 +170,23 @@ class SelfAttention(OperationSpec):
     """Softmax attention. `weighted_multiplicative` puts a learned matrix between query and key (Luong et al. 2015)."""
 
     op: ClassVar[str] = "self_attention"
+    symbol: ClassVar[str] = "sa"
+    searched: ClassVar[str] = "similarity"
     similarity: Literal["scaled_dot_product", "weighted_multiplicative"] = "scaled_dot_product"
 
     @property
+    def name(self) -> str:
+        return f"self-attention ({self.similarity.replace('_', ' ')})"
+
+    def num_parameters(self, layer: "LayerSpec") -> int:
+        return layer.resolved_head_size**2 if self.similarity == "weighted_multiplicative" else 0
+
+    @property
     def scores_positions(self) -> bool:
+        return True
+
+    @property
+    def is_softmax_attention(self) -> bool:
         return True
 
 
@@ -104,11 +204,17 @@ class LinearTransform(OperationSpec):
     """
 
     op: ClassVar[str] = "linear_transform"
+    symbol: ClassVar[str] = "l"
+    searched: ClassVar[str] = "transform"
     transform: Literal["fourier", "cosine"] = "fourier"
     source: Literal["head", "layer"] = "head"
     norm: Literal["ortho", "backward"] = "ortho"
     relative_attention: bool = False
     mix_padding: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.transform.replace('fourier', 'Fourier')} transform"
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -142,11 +248,34 @@ class DynamicConvolution(OperationSpec):
     """
 
     op: ClassVar[str] = "dynamic_convolution"
-    kernel_size: int = size(MAX_KERNEL_SIZE, odd=True, default=9)
+    symbol: ClassVar[str] = "c"
+    searched: ClassVar[str] = "kernel_size"
+    taps: ClassVar[Mapping[str, int]] = {"depthwise.weight": -1, "kernel.weight": 0, "kernel.bias": 0}
+    kernel_size: int = field(default=9, metadata=size(MAX_KERNEL_SIZE, odd=True))
     source: Literal["layer", "head"] = "layer"
     mixed_attention: bool = False
     relative_attention: bool = False
     mix_padding: bool = False
+
+    def __post_init__(self, path: str | None) -> None:
+        super().__post_init__(path)
+        path = path or self.op
+        if self.mixed_attention and self.num_heads % 2:
+            raise ValueError(f"{path}.num_heads: {self.num_heads} is odd, mixed attention needs an even number")
+        if self.mixed_attention and (self.source == "head" or self.relative_attention):
+            raise ValueError(f"{path}.mixed_attention: goes with source 'layer' and without relative_attention")
+
+    @property
+    def name(self) -> str:
+        return f"dynamic convolution (kernel {self.kernel_size})"
+
+    def num_parameters(self, layer: "LayerSpec") -> int:
+        width = self.projected_heads * layer.resolved_head_size
+        channels = layer.hidden_size if self.source == "layer" else width
+        kernels = self.projected_heads * self.kernel_size
+        value = {(True, "layer"): layer.hidden_size, (False, "head"): width}.get((self.mixed_attention, self.source))
+        count = channels * self.kernel_size + (channels + 1) * width + (width + 1) * kernels
+        return count if value is None else count + (value + 1) * width
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -162,12 +291,6 @@ class DynamicConvolution(OperationSpec):
     def scores_positions(self) -> bool:
         return self.mixed_attention or self.relative_attention
 
-    def validate(self, layer: "LayerSpec", path: str) -> None:
-        if self.mixed_attention and self.num_heads % 2:
-            raise ValueError(f"{path}.num_heads: {self.num_heads} is odd, mixed attention needs an even number")
-        if self.mixed_attention and (self.source == "head" or self.relative_attention):
-            raise ValueError(f"{path}.mixed_attention: goes with source 'layer' and without relative_attention")
-
 
 @dataclass(frozen=True)
 class LightweightConvolution(OperationSpec):
@@ -179,8 +302,18 @@ class LightweightConvolution(OperationSpec):
     """
 
     op: ClassVar[str] = "lightweight_convolution"
-    kernel_size: int = size(MAX_KERNEL_SIZE, odd=True, default=9)
+    symbol: ClassVar[str] = "lc"
+    searched: ClassVar[str] = "kernel_size"
+    taps: ClassVar[Mapping[str, int]] = {"weight": -1}
+    kernel_size: int = field(default=9, metadata=size(MAX_KERNEL_SIZE, odd=True))
     gated: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"lightweight convolution (kernel {self.kernel_size})"
+
+    def num_parameters(self, layer: "LayerSpec") -> int:
+        return self.num_heads * self.kernel_size
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -192,7 +325,18 @@ class SearchedAttention(OperationSpec):
     """Attention of AutoBERT-Zero: a graph of primitives, see `attention_graph.py`. Kept in canonical form."""
 
     op: ClassVar[str] = "attention_graph"
+    symbol: ClassVar[str] = "ag"
+    searched: ClassVar[str] = "nodes"
     nodes: tuple[str, ...] = field(metadata={"graph": True})
+
+    @property
+    def name(self) -> str:
+        return "searched attention"
+
+    @property
+    def parameter(self) -> str:
+        digest = hashlib.sha256("\n".join(self.nodes).encode()).hexdigest()
+        return f"{len(self.nodes):02d}-{digest[:8]}"
 
     @property
     def graph(self) -> AttentionGraph:
@@ -204,6 +348,10 @@ class SearchedAttention(OperationSpec):
 
     @property
     def scores_positions(self) -> bool:
+        return self.is_softmax_attention
+
+    @property
+    def is_softmax_attention(self) -> bool:
         return softmax_tail(self.graph) is not None
 
 
@@ -218,19 +366,46 @@ OPERATIONS: dict[str, type[OperationSpec]] = {
 class LayerSpec:
     """One encoder layer.
 
+    Args:
+        path: Where the layer stands, for messages; "layer" by default.
+
     Attributes:
         hidden_size: Width D of the layer's output.
         operations: The groups of heads that are concatenated.
         feed_forward: Widths of the hidden layers of the one feed-forward network, from first to last.
         head_size: Features per head; by default hidden_size / number of heads.
         output_projection: Whether a linear layer follows the concatenation (FNet has none).
+
+    Raises:
+        ValueError: With the path of the offending value and what is accepted.
     """
 
-    hidden_size: int = size(MAX_WIDTH)
+    hidden_size: int = field(metadata=size(MAX_WIDTH))
     operations: tuple[OperationSpec, ...] = field(metadata={"operations": True})
-    feed_forward: tuple[int, ...] = field(metadata={"maximum": 1 << 20, "odd": False, "max_length": 16})
-    head_size: int | None = size(MAX_WIDTH, default=None)
+    feed_forward: tuple[int, ...] = field(metadata={**size(1 << 20), "max_length": 16})
+    head_size: int | None = field(default=None, metadata=size(MAX_WIDTH))
     output_projection: bool = True
+    path: InitVar[str] = field(default="layer", kw_only=True)
+
+    def __post_init__(self, path: str) -> None:
+        _normalize(self, path)
+        if self.head_size is None and self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"{path}.hidden_size: {self.hidden_size} is not a multiple of the {self.num_heads} heads; "
+                "change either or give head_size"
+            )
+        if self.mixing_size > MAX_WIDTH:
+            raise ValueError(
+                f"{path}.head_size: {self.num_heads} heads of {self.head_size} features are {self.mixing_size}, "
+                f"at most {MAX_WIDTH} are accepted"
+            )
+        if not self.output_projection and self.mixing_size != self.hidden_size:
+            raise ValueError(
+                f"{path}.output_projection: false needs num_heads * head_size = hidden_size, "
+                f"got {self.mixing_size} and {self.hidden_size}"
+            )
+        for index, operation in enumerate(self.operations):
+            operation.validate(self, f"{path}.operations[{index}]")
 
     @property
     def num_heads(self) -> int:
@@ -245,39 +420,47 @@ class LayerSpec:
         """Width of the concatenated heads."""
         return self.num_heads * self.resolved_head_size
 
+    def num_parameters(self, positions: str = "absolute") -> int:
+        """Parameters of the layer, without a change of width before it and a table of relative positions in it."""
+        projected = sum(len(operation.reads(positions)) * operation.projected_heads for operation in self.operations)
+        count = projected * self.resolved_head_size * (self.hidden_size + 1)
+        count += sum(operation.num_parameters(self) for operation in self.operations)
+        if self.output_projection:
+            count += (self.mixing_size + 1) * self.hidden_size
+        sizes = (self.hidden_size, *self.feed_forward, self.hidden_size)
+        return count + sum((size + 1) * after for size, after in zip(sizes, sizes[1:])) + 4 * self.hidden_size
+
     def to_dict(self) -> dict[str, Any]:
         return _to_dict(self)
 
     @classmethod
     def from_dict(cls, data: Any, path: str = "layer") -> "LayerSpec":
         """Parses one layer; ValueError with the path where the data is not a layer."""
-        layer = cls(**_parse_fields(cls, data.to_dict() if isinstance(data, cls) else data, path))
-        if layer.head_size is None and layer.hidden_size % layer.num_heads:
-            raise ValueError(
-                f"{path}.hidden_size: {layer.hidden_size} is not a multiple of the {layer.num_heads} heads; "
-                "change either or give head_size"
-            )
-        if layer.mixing_size > MAX_WIDTH:
-            raise ValueError(
-                f"{path}.head_size: {layer.num_heads} heads of {layer.head_size} features are {layer.mixing_size}, "
-                f"at most {MAX_WIDTH} are accepted"
-            )
-        if not layer.output_projection and layer.mixing_size != layer.hidden_size:
-            raise ValueError(
-                f"{path}.output_projection: false needs num_heads * head_size = hidden_size, "
-                f"got {layer.mixing_size} and {layer.hidden_size}"
-            )
-        for index, operation in enumerate(layer.operations):
-            operation.validate(layer, f"{path}.operations[{index}]")
-        return layer
+        return data if isinstance(data, cls) else cls(**_fields_of(cls, data, path), path=path)
 
 
-def parse_layers(data: Any, path: str = "layers") -> tuple[LayerSpec, ...]:
-    """Parses an encoder, a list of layers as plain data or as `LayerSpec`.
+Architecture: TypeAlias = tuple[LayerSpec, ...]
+"""An encoder: its layers, from first to last."""
+
+
+def parse_layers(data: Any, path: str = "layers") -> Architecture:
+    """Parses an encoder, a list of layers as plain data or as `LayerSpec`. What was parsed before is not parsed again.
 
     Raises:
         ValueError: With the path of the first offending value and what is accepted.
     """
+    try:
+        return _known_layers(json.dumps(data, sort_keys=True))
+    except (TypeError, ValueError, RecursionError):  # specs are no JSON; and of mistakes the data itself tells where
+        return _parse_layers(data, path)
+
+
+@lru_cache(maxsize=4096)
+def _known_layers(text: str) -> Architecture:
+    return _parse_layers(json.loads(text), "layers")
+
+
+def _parse_layers(data: Any, path: str) -> Architecture:
     if not isinstance(data, (list, tuple)) or not 1 <= len(data) <= MAX_LAYERS:
         raise ValueError(f"{path}: expected a list of 1 to {MAX_LAYERS} layers, got {show(data)}")
     return tuple(LayerSpec.from_dict(layer, f"{path}[{index}]") for index, layer in enumerate(data))
@@ -294,22 +477,22 @@ def fingerprint(layers: Sequence[LayerSpec]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-# --- parsing ------------------------------------------------------------------------------------------------------
+# --- fields -------------------------------------------------------------------------------------------------------
 
 
-def _to_dict(spec) -> dict[str, Any]:
+def _to_dict(spec: OperationSpec | LayerSpec) -> dict[str, Any]:
     values = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec) if getattr(spec, f.name) != f.default}
     return {name: _plain(value) for name, value in values.items()}
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [item.to_dict() if isinstance(item, OperationSpec) else item for item in value]
     return value
 
 
-def _parse_fields(cls, data: Any, path: str) -> dict[str, Any]:
-    """Keyword arguments of a spec class out of a dictionary: known keys only, each checked by its field."""
+def _fields_of(cls: type, data: Any, path: str) -> dict[str, Any]:
+    """Keyword arguments of a spec class out of a dictionary: known keys only, and all that have no default."""
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected an object, got {show(data)}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -319,30 +502,39 @@ def _parse_fields(cls, data: Any, path: str) -> dict[str, Any]:
     for name, f in fields.items():
         if f.default is dataclasses.MISSING and name not in data:
             raise ValueError(f"{path}: {name} is missing")
-    return {name: _parse_value(fields[name], data[name], f"{path}.{name}") for name in fields if name in data}
+    return {name: data[name] for name in fields if name in data}
 
 
-def _parse_value(f: dataclasses.Field, value: Any, path: str):
+def _normalize(spec: OperationSpec | LayerSpec, path: str) -> None:
+    """Checks every field of a new spec by its metadata and type, and keeps it in its one form."""
+    for f in dataclasses.fields(spec):
+        object.__setattr__(spec, f.name, _checked(f, getattr(spec, f.name), f"{path}.{f.name}"))
+
+
+def _checked(f: "dataclasses.Field[Any]", value: Any, path: str) -> Any:
     if "operations" in f.metadata:
-        return tuple(_parse_operation(item, f"{path}[{i}]") for i, item in enumerate(_list(value, 1024, path)))
+        items = enumerate(_list(value, 1024, path))
+        return tuple(OperationSpec.from_dict(item, f"{path}[{index}]") for index, item in items)
     if "graph" in f.metadata:
         lines = canonical(parse_graph(value, path)).lines
         if len(lines) > MAX_NODES:  # moving transposes may add nodes
             raise ValueError(f"{path}: {len(lines)} nodes in canonical form, at most {MAX_NODES} are accepted")
         return lines
     if "max_length" in f.metadata:
-        items = _list(value, f.metadata["max_length"], path)
-        return tuple(_parse_size(f, item, f"{path}[{i}]") for i, item in enumerate(items))
+        return tuple(
+            _checked_size(f, item, f"{path}[{index}]")
+            for index, item in enumerate(_list(value, f.metadata["max_length"], path))
+        )
     if "maximum" in f.metadata:
         optional = isinstance(f.type, types.UnionType) and value is None
-        return None if optional else _parse_size(f, value, path)
+        return None if optional else _checked_size(f, value, path)
     choices = (False, True) if f.type is bool else typing.get_args(f.type)
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
         raise ValueError(f"{path}: {show(value)} is not accepted, known: {', '.join(map(json.dumps, choices))}")
     return value
 
 
-def _parse_size(f: dataclasses.Field, value: Any, path: str) -> int:
+def _checked_size(f: "dataclasses.Field[Any]", value: Any, path: str) -> int:
     maximum, odd = f.metadata["maximum"], f.metadata["odd"]
     if type(value) is not int or not 1 <= value <= maximum or (odd and value % 2 == 0):
         kind = "an odd whole number" if odd else "a whole number"
@@ -350,18 +542,7 @@ def _parse_size(f: dataclasses.Field, value: Any, path: str) -> int:
     return value
 
 
-def _parse_operation(data: Any, path: str) -> OperationSpec:
-    if type(data) in OPERATIONS.values():
-        data = data.to_dict()
-    op = data.get("op") if isinstance(data, dict) else None
-    cls = OPERATIONS.get(op) if isinstance(op, str) else None
-    if cls is None:
-        got = f"unknown operation {show(op)}" if isinstance(data, dict) else f"not an operation {show(data)}"
-        raise ValueError(f"{path}: {got}, known: {', '.join(OPERATIONS)}")
-    return cls(**_parse_fields(cls, data, path))
-
-
-def _list(value: Any, max_length: int, path: str) -> list | tuple:
+def _list(value: Any, max_length: int, path: str) -> list[Any] | tuple[Any, ...]:
     if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= max_length:
         raise ValueError(f"{path}: expected a list of 1 to {max_length} items, got {show(value)}")
     return value
