@@ -6,8 +6,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from ..data.tokenizer import vocabulary_size
-
 
 IGNORED = -100
 
@@ -23,7 +21,7 @@ class MaskedLanguageModelling:
         """blocks: (N, L) token ids."""
         self.blocks = blocks
         self.seed = seed
-        self.vocab_size = vocabulary_size(tokenizer)
+        self.vocab_size = len(tokenizer)  # of ids to put in at random; there may be larger ones
         self.mask_token_id = tokenizer.mask_token_id
         self.special_ids = np.array(sorted(tokenizer.all_special_ids))
         self.mask_fraction = mask_fraction
