@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from .errors import UserError
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 SCORE = "score_percent"
 """How good an encoder is, the first objective of every search; costs are what it is weighed against."""
+
+
+Direction = Literal["maximize", "minimize"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Cost:
     unit: str = ""
     whole: bool = False
     always: bool = False
-    direction: str = "minimize"
+    direction: Direction = "minimize"
 
     def exceeds(self, value: float, limit: float) -> bool:
         """Whether a value is beyond a limit, which it may reach."""
@@ -71,9 +74,9 @@ def limit_option(name: str) -> str:
     return f"{'max' if COSTS[name].direction == 'minimize' else 'min'}_{name}"
 
 
-def choose_objectives(names: Sequence[str]) -> dict[str, str]:
+def choose_objectives(names: Sequence[str]) -> dict[str, Direction]:
     """Metric -> direction; UserError for what cannot be an objective."""
-    known = {SCORE: "maximize", **{name: cost.direction for name, cost in COSTS.items()}}
+    known: dict[str, Direction] = {SCORE: "maximize", **{name: cost.direction for name, cost in COSTS.items()}}
     for name in names:
         if name not in known:
             raise UserError(f"unknown objective {name!r}, known: {', '.join(known)}")

@@ -11,7 +11,7 @@ import re
 import string
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import seqeval.metrics
@@ -123,7 +123,7 @@ def word_f1(given: list[str], answer: list[str]) -> float:
     return 2 * common / (len(given) + len(answer))
 
 
-METRICS = {
+METRICS: dict[str, Callable[..., dict[str, float]]] = {
     "cola": matthews,
     "sst2": accuracy,
     "mrpc": accuracy_and_f1,

@@ -125,8 +125,10 @@ def parse_recipe(data: dict, name: str) -> Recipe:
 def _restrict(recipe: Recipe, name: str) -> Recipe:
     """The recipe with what `around` and `fix` leave of its space."""
     space, first = recipe.space, recipe.start_from
-    if space is None and (recipe.around or recipe.fix):
-        raise UserError(f"{name}: {'around' if recipe.around else 'fix'}: the recipe has no space")
+    if space is None:
+        if recipe.around or recipe.fix:
+            raise UserError(f"{name}: {'around' if recipe.around else 'fix'}: the recipe has no space")
+        return recipe
     if recipe.around is not None:
         space = around(space, load_architecture(recipe.around)["layers"], f"{name}: around")
         first = (recipe.around, *(other for other in first if other != recipe.around))

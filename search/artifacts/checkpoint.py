@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -115,7 +116,8 @@ def _golden(model: FlexiBertForMaskedLM) -> dict[str, torch.Tensor]:
     input_ids = torch.randint(model.config.vocab_size, (2, length), generator=generator)
     attention_mask = torch.ones_like(input_ids)
     attention_mask[1, length - length // 3 :] = 0
-    reference = copy.deepcopy(model).to("cpu")
+    reference: Any = copy.deepcopy(model)
+    reference.to("cpu")
     reference.set_attn_implementation("sdpa")
     logits = _golden_logits(reference, input_ids, attention_mask)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "logits": logits}

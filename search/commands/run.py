@@ -65,7 +65,7 @@ def main(options) -> None:
         raise UserError("--transfer: candidates start either from a super-network or from trained encoders")
     folder = RunFolder(Path(options.runs) / (options.name or Path(options.recipe).stem))
     accelerator = start(options, folder.path)
-    study = None
+    study: optuna.Study | None = None
     if accelerator.is_main_process:
         url = options.storage or folder.storage
         name = study_name(folder, options.storage)
@@ -79,6 +79,7 @@ def main(options) -> None:
         weights = evaluator.first_weights
 
         def after_trial() -> None:
+            assert study is not None  # it is called on the main process
             folder.keep_best(study)
             if isinstance(weights, FromSupernet) and recipe.pretraining.steps:  # else trials have learnt nothing
                 weights.write_back(study)
@@ -106,7 +107,7 @@ def main(options) -> None:
             hours=options.hours,
             trial_timeout=options.trial_timeout,
         )
-    if accelerator.is_main_process:
+    if study is not None:
         conclude(study, folder, finetuning_options(recipe, options), options.json)
 
 
@@ -196,7 +197,7 @@ def first_weights(recipe: Recipe, options, data: Data, folder: RunFolder) -> Fir
     """What candidates start from."""
     longest = max(recipe.pretraining.sequence_length, recipe.finetuning.max_length if recipe.tasks else 0)
     fields = model_fields(data.tokenizer, longest, recipe.model)
-    if options.supernet is not None:
+    if options.supernet is not None and recipe.space is not None:
         return FromSupernet(Path(options.supernet), folder, recipe.space, data.tokenizer, fields)
     if recipe.transfer != "none":
         return FromNearest(fields, recipe.transfer, options.seed)
@@ -206,7 +207,7 @@ def first_weights(recipe: Recipe, options, data: Data, folder: RunFolder) -> Fir
 def finetuning_options(recipe: Recipe, options) -> str:
     """What to add to the command finetune for the first task of a run, from where the run had it."""
     task = recipe.tasks[0] if recipe.tasks else "word_order"
-    given = {"--tasks": task}
+    given: dict[str, str | None] = {"--tasks": task}
     if task in GLUE_TASKS:
         given["--glue"] = options.glue
     elif task in SELF_MADE_TASKS:
@@ -231,7 +232,7 @@ def conclude(study: optuna.Study, folder: RunFolder, finetuning: str, as_json: b
         return
     metrics = best.user_attrs["metrics"]
     trials = finished(study)
-    seconds = sum(trial.duration.total_seconds() for trial in trials)
+    seconds = sum(trial.duration.total_seconds() for trial in trials if trial.duration is not None)
     host = best.user_attrs["worker"]["host"]
     if folder.checkpoint(best) is None and host != this_worker()["host"]:
         print(f"the best of {len(trials)} trials, {best.number}, was trained on {host}; its checkpoint is there")

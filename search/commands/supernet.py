@@ -45,7 +45,7 @@ def main(options) -> None:
         )
 
         def path(step: int) -> dict[str, Any]:
-            return {"layers": random_member(recipe.space, options.seed, step)}
+            return {"layers": random_member(network.space, options.seed, step)}
 
         result = pretrain(
             network,

@@ -42,12 +42,13 @@ def tokenized_blocks(
     key = content_key(dataset, backend, tokenizer.cls_token_id, tokenizer.sep_token_id, sequence_length)
     folder = Path(cache_dir) / f"blocks-{key}"
     make_once(folder, lambda aside: _write_blocks(dataset, tokenizer, sequence_length, dtype, aside / "tokens.bin"))
-    return np.memmap(folder / "tokens.bin", dtype, mode="r").reshape(-1, sequence_length)
+    blocks: np.memmap = np.memmap(folder / "tokens.bin", dtype, mode="r").reshape(-1, sequence_length)  # type: ignore[assignment]
+    return blocks
 
 
 def _write_blocks(dataset: Dataset, tokenizer, sequence_length: int, dtype: type, path: Path) -> None:
     content = sequence_length - 2
-    rest = np.empty(0, dtype)
+    rest: np.ndarray = np.empty(0, dtype)
     blocks_written = 0
     with open(path, "wb") as file:
         for texts in batched(documents(dataset), 256):
@@ -63,7 +64,7 @@ def _write_blocks(dataset: Dataset, tokenizer, sequence_length: int, dtype: type
             tokens = [token for ids in encoded["input_ids"] for token in (*ids, tokenizer.sep_token_id)]
             stream = np.concatenate([rest, np.array(tokens, dtype)])
             count = len(stream) // content
-            blocks = np.empty((count, sequence_length), dtype)
+            blocks: np.ndarray = np.empty((count, sequence_length), dtype)
             blocks[:, 0], blocks[:, -1] = tokenizer.cls_token_id, tokenizer.sep_token_id
             blocks[:, 1:-1] = stream[: count * content].reshape(count, content)
             file.write(blocks.tobytes())

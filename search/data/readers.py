@@ -7,6 +7,7 @@ import bz2
 import csv
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import lzma
@@ -160,7 +161,8 @@ def _open(path: Path, encoding: str | None) -> TextIO:
 def _lines(path: Path, encoding: str | None) -> Iterator[str]:
     """With their ends, each of them a line feed in the end."""
     with _open(path, encoding) as file:
-        file.reconfigure(newline=None)
+        if isinstance(file, io.TextIOWrapper):
+            file.reconfigure(newline=None)
         yield from file
 
 
@@ -238,7 +240,7 @@ def _dialect(path: Path, encoding: str | None) -> dict[str, Any]:
         line = next((line for line in file if line.strip()), "")
     widths = {mark: len(next(csv.reader([line], delimiter=mark), ())) for mark in (usual, ",", ";", "\t")}
     delimiter = max(widths, key=widths.__getitem__)
-    strict = {"delimiter": delimiter, "strict": True}
+    strict: dict[str, Any] = {"delimiter": delimiter, "strict": True}
     if delimiter != "\t":
         return strict
     with _open(path, encoding) as file:

@@ -41,7 +41,8 @@ def make_splits(name: str, corpus: Corpus, max_train_examples: int | None, seed:
     """
     make = {"word_order": _word_order, "next_sentence": _next_sentence}[name]
     limits = {"train": max_train_examples or TRAIN_EXAMPLES, "validation": VALIDATION_EXAMPLES}
-    splits, known = [], set()
+    splits: list[Dataset] = []
+    known: set[Texts] = set()
     for split, limit in limits.items():
         pairs = make(getattr(corpus, split), (limit + 1) // 2, Random(f"{name} {split} {seed}"))
         pairs = [pair for pair in pairs if pair[0] not in known]
@@ -60,7 +61,7 @@ def _word_order(dataset: Dataset, count: int, random: Random) -> list[tuple[Text
     """Sentences, whole and shuffled. In half of them the first and the last word stay, so that the end of a sentence
     does not tell, and the rest of it must be read."""
     sentences = [s for document in _sample(dataset, count, random) for s in document]
-    pairs = []
+    pairs: list[tuple[Texts, Texts]] = []
     for sentence in _draw(list(dict.fromkeys(sentences)), count, random):
         words = sentence.split()
         kept = random.randrange(2)
@@ -77,7 +78,7 @@ def _next_sentence(dataset: Dataset, count: int, random: Random) -> list[tuple[T
     which is easier to tell, else any of its sentences."""
     sampled = _sample(dataset, count, random)
     successions = [(number, *two) for number, document in enumerate(sampled) for two in zip(document, document[1:])]
-    pairs = []
+    pairs: list[tuple[Texts, Texts]] = []
     for number, first, second in _draw(successions, count, random):
         other_number = random.randrange(len(sampled))
         other = sampled[other_number][0] if random.randrange(2) else random.choice(sampled[other_number])

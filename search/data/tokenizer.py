@@ -3,11 +3,12 @@
 import itertools
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import UserError
 from .cache import content_key, make_once
@@ -37,18 +38,21 @@ def load_tokenizer(
         UserError: There is no such tokenizer, or it lacks what masked language modelling needs.
     """
     if source is None:
-        key = content_key(corpus.train, vocab_size, COVERAGE)
-        source = str(
-            make_once(
-                Path(cache_dir) / f"tokenizer-{key}",
-                lambda folder: train_tokenizer(corpus.train, vocab_size).save_pretrained(folder),
-            )
-        )
+        if corpus is None or cache_dir is None:
+            raise ValueError("without a source there has to be a corpus to train on, and a folder for the tokenizer")
+
+        text = corpus.train
+
+        def train(folder: Path) -> None:
+            train_tokenizer(text, vocab_size).save_pretrained(folder)
+
+        key = content_key(text, vocab_size, COVERAGE)
+        source = str(make_once(Path(cache_dir) / f"tokenizer-{key}", train))
     elif not Path(source).exists() and source.startswith((".", "/", "~")):
         raise UserError(f"tokenizer {source}: no such folder")
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer: Any = AutoTokenizer.from_pretrained(source)
     except Exception as error:  # The `tokenizers` library raises plain exceptions.
         raise UserError(f"tokenizer {source}: {one_line(error)}") from None
     if not tokenizer.is_fast:
@@ -67,12 +71,12 @@ def load_tokenizer(
     return tokenizer
 
 
-def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """How many rows embeddings need: one more than the largest id, which may lie beyond the number of tokens."""
     return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
 
 
-def unknown_share(tokens: np.ndarray, tokenizer: PreTrainedTokenizerFast) -> float:
+def unknown_share(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> float:
     """Share of token ids, special ones left out, that stand for what the tokenizer does not know."""
     if tokenizer.unk_token_id is None:
         return 0.0
@@ -84,7 +88,7 @@ def train_tokenizer(dataset: Dataset, vocab_size: int) -> BertTokenizer:
     """A lower-case WordPiece tokenizer with the same vocabulary for the same documents, always."""
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     normalizer = normalizers.BertNormalizer()
-    counts = Counter()
+    counts: Counter[str] = Counter()
     for text in documents(dataset):
         counts.update(normalizer.normalize_str(text))
     # BERT's vocabulary of 30,522 has some 1,000 characters.

@@ -131,6 +131,6 @@ def _words_about(task: Task) -> str:
     return f"{task.name} ({'; '.join(filter(None, [f'{len(task.train):,} training examples', task.columns]))})"
 
 
-def _hub_data_set(task: Task) -> dict[str, str | None]:
+def _hub_data_set(task: Task) -> dict[str, Any]:
     """The task's data set on the Hub, if it came from there."""
     return {"hub_dataset": task.hub_dataset, "config": task.config} if task.hub_dataset else {}

@@ -21,6 +21,7 @@ from ..progress import RunProgress
 from ..study.watch import Watch
 from ..training.finetuning import FinetuningBudget, FinetuningResult, finetune
 from ..training.pretraining import PretrainingBudget, PretrainingResult, pretrain
+from ..training.teacher import TaughtText
 from .cards import TrialCards
 from .curves import Log, curves
 from .first_weights import FirstWeights
@@ -41,8 +42,8 @@ class Evaluator:
 
     first_weights: FirstWeights
     tokenizer: PreTrainedTokenizerBase
-    blocks: np.ndarray
-    validation_blocks: np.ndarray
+    blocks: np.ndarray | TaughtText
+    validation_blocks: np.ndarray | TaughtText
     tasks: Sequence[Task]
     pretraining: PretrainingBudget
     finetuning: FinetuningBudget

@@ -9,6 +9,7 @@ so whoever continues a stopped run makes good what is missing.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -176,7 +177,7 @@ class FromSupernet:
 
 def writers(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The trials that were among the best when they finished, in that order."""
-    ordered = sorted(trials, key=lambda trial: trial.datetime_complete)
+    ordered = sorted(trials, key=lambda trial: trial.datetime_complete or datetime.max)
     scores = [trial.values[0] for trial in ordered]
     return [
         trial

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from flexibert import FlexiBertConfig, FlexiBertModel
+from flexibert import FlexiBertConfig, FlexiBertForMaskedLM, FlexiBertModel
 from flexibert.spec import LayerSpec
 
 
@@ -42,7 +42,7 @@ def overlap(source: FlexiBertConfig, target: FlexiBertConfig) -> float:
 
 @torch.no_grad()
 def transfer(
-    model: torch.nn.Module,
+    model: FlexiBertForMaskedLM,
     source_state: Mapping[str, torch.Tensor],
     source: FlexiBertConfig,
     mode: Mode = "ordered",
@@ -72,11 +72,11 @@ def transfer(
         layer = int(name.split(".")[2]) if name.startswith("model.layers.") else -1
         if layer >= reach or name not in source_state or source_state[name].dim() != parameter.dim():
             continue
-        given, taps = with_taps(name, source_state[name], first[layer])
-        wanted, _ = with_taps(name, parameter, second[layer])
+        source_part, taps = with_taps(name, source_state[name], first[layer])
+        target_part, _ = with_taps(name, parameter, second[layer])
         # Biases and norms belong to single features, which a mixture of features has not.
         mixes = mode == "random_projection" and parameter.dim() > 1
-        fit(wanted, given, taps, projections if mixes else None)
+        fit(target_part, source_part, taps, projections if mixes else None)
 
 
 class Projections(dict):
@@ -110,5 +110,5 @@ def fit(target: torch.Tensor, source: torch.Tensor, taps: int | None, projection
         if available > size and projections is not None:
             projection = projections[available, size].to(source.dtype)
             source = torch.tensordot(source, projection, dims=([dim], [0])).movedim(-1, dim)
-    common = tuple(slice(min(sizes)) for sizes in zip(target.shape, source.shape))
-    target[common] = source[common]
+    leading = tuple(slice(min(sizes)) for sizes in zip(target.shape, source.shape))
+    target[leading] = source[leading]

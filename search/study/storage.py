@@ -16,6 +16,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.engine import URL, make_url
 
+from ..cost import Direction
 from ..errors import UserError, without_secrets
 from ..progress import duration
 from .run_folder import RunFolder
@@ -39,7 +40,7 @@ def open_study(
     url: str,
     name: str,
     identity: Mapping[str, Any],
-    directions: Mapping[str, str],
+    directions: Mapping[str, Direction],
     defaults: Mapping[str, Any] | None = None,
     **options,
 ) -> optuna.Study:

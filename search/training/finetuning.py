@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import datasets
 import numpy as np
@@ -33,7 +33,7 @@ from .encoders import check_fit, check_vocabulary, load_model
 from .finetuning_trainer import FinetuningTrainer, Ticking
 from .pair_encoding import encodes_alone, head_fields, start_head, with_token_types
 from .soft_labels import SOFT_LABELS, SoftLabels
-from .task_types import TaskType, create_head
+from .task_types import HasClasses, TaskType, create_head
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def finetune(
         if arguments.label_smoothing_factor and not head.has_classes:
             raise UserError(f"training arguments: label_smoothing_factor smooths classes, {task.name} has none")
         start_head(model, head, train)
-        weights = head.class_weights(train) if budget.class_weights else None
+        weights = cast(HasClasses, head).class_weights(train) if budget.class_weights else None
         trainer = FinetuningTrainer(
             head, weights, soft_labels, model=model, args=arguments, train_dataset=train, processing_class=tokenizer
         )
@@ -226,7 +226,7 @@ def build_arguments(
 def evaluate(trainer: Trainer, head: TaskType, features: Dataset, dataset: Dataset) -> dict[str, float]:
     """Metrics on a split. All processes get those of the whole split."""
     features = features.select(np.argsort(features["length"][:], kind="stable")[::-1])  # little padding
-    logits = trainer.predict(features).predictions
+    logits: Any = trainer.predict(features).predictions  # an array, or one for the start and one for the end
     if not all(np.isfinite(part).all() for part in (logits if isinstance(logits, tuple) else (logits,))):
         raise TrainingDiverged("predictions are not finite after the last step; a lower learning rate may help")
     return head.score(logits, features, dataset)
@@ -247,7 +247,7 @@ def save(trainer: Trainer, output_dir: Path) -> None:
     """Writes the checkpoint to the trainer's folder, which `replace_folder` then puts in the place of `output_dir`."""
     with reported(output_dir):
         trainer.save_model()
-        Path(trainer.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+        Path(str(trainer.args.output_dir), "training_args.bin").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

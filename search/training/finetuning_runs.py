@@ -118,7 +118,7 @@ def finetune_tasks(
     check_folders(tasks, output_dir, start_from)
     if budget.pair_encoding == "separate" and not any(map(is_pair, tasks)):
         raise UserError("pair encoding: no task is a classification or regression of two texts")
-    results = {}
+    results: dict[str, list[FinetuningResult]] = {}
     for task in tasks:
         start = start_from if start_from is not None and task.name in FROM_MNLI else model_dir
         chosen = budget if is_pair(task) else replace(budget, pair_encoding=None)
@@ -143,8 +143,9 @@ def finetune_tasks(
 
 def check_folders(tasks: Sequence[Task], output_dir: Path | None, start_from: Path | None) -> None:
     """Raises UserError, before hours of training, where results have no place or the start is not there."""
-    for task in tasks if output_dir else ():
-        check_place(Path(output_dir, task.name), "config.json", "checkpoint")
+    if output_dir is not None:
+        for task in tasks:
+            check_place(Path(output_dir, task.name), "config.json", "checkpoint")
     if start_from is None or Path(start_from).exists():
         return
     names = {task.name for task in tasks}
@@ -156,6 +157,6 @@ def check_folders(tasks: Sequence[Task], output_dir: Path | None, start_from: Pa
 def summarize(results: Sequence[FinetuningResult]) -> dict[str, tuple[float, float]]:
     """Name of a metric, and "score", -> mean and sample standard deviation over seeds (0 for a single one)."""
     rows: list[Mapping[str, float]] = [{**result.metrics, "score": result.score} for result in results]
-    spread = {"ddof": 1} if len(rows) > 1 else {}
+    freedom = 1 if len(rows) > 1 else 0
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    return {name: (float(np.mean(values)), float(np.std(values, **spread))) for name, values in columns.items()}
+    return {name: (float(np.mean(values)), float(np.std(values, ddof=freedom))) for name, values in columns.items()}

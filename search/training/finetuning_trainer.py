@@ -1,7 +1,7 @@
 """transformers' Trainer with batches of similar length, losses of tasks, and an end to training that diverges."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -11,7 +11,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ..errors import TrainingDiverged
 from .soft_labels import SOFT_LABELS, SoftLabels
-from .task_types import TaskType
+from .task_types import LearnsSoftly, TaskType
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -84,8 +84,8 @@ class FinetuningTrainer(Trainer):
         targets = (*self.head.targets, SOFT_LABELS)
         outputs = model(**{name: value for name, value in inputs.items() if name not in targets})
         loss = self.head.loss(outputs, inputs, self.weights, self.args.label_smoothing_factor)
-        if SOFT_LABELS in inputs:
-            soft = self.head.soft_loss(outputs, inputs[SOFT_LABELS], self.soft_labels.temperature)
+        if SOFT_LABELS in inputs and self.soft_labels is not None:
+            soft = cast(LearnsSoftly, self.head).soft_loss(outputs, inputs[SOFT_LABELS], self.soft_labels.temperature)
             loss = self.soft_labels.label_weight * loss + (1 - self.soft_labels.label_weight) * soft
         if model.training and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes / num_items_in_batch
@@ -95,7 +95,8 @@ class FinetuningTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
         parts = self.args.gradient_accumulation_steps * self.args.world_size
-        lengths = self.train_dataset["length"][:]  # of all columns, of which only the model's reach the data loader
+        features = cast(Dataset, self.train_dataset)
+        lengths = features["length"][:]  # of all columns, of which only the model's reach the data loader
         return LengthGroupedSampler(lengths, self.args.train_batch_size * parts, self.args.seed)
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import copy
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from .task_types import TaskType
 
 def head_fields(
     model_dir: Path | str, head: TaskType, pair_encoding: str | None, pooling: str | None
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """Fields of the configuration that say what a head sees, of those that were asked for (None is as it is).
 
     Raises:
@@ -63,5 +64,6 @@ def start_head(model: PreTrainedModel, head: TaskType, features: Dataset) -> Non
     """Lets a cosine of 0 to 1 stand for the range of the labels: small steps of the optimiser would not get there."""
     if encodes_alone(model) and model.config.num_labels == 1:
         labels = np.asarray(features["labels"][:])
-        torch.nn.init.constant_(model.classifier.weight, float(np.ptp(labels)) or 1.0)
-        torch.nn.init.constant_(model.classifier.bias, float(labels.min()))
+        classifier: Any = model.classifier
+        torch.nn.init.constant_(classifier.weight, float(np.ptp(labels)) or 1.0)
+        torch.nn.init.constant_(classifier.bias, float(labels.min()))

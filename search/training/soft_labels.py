@@ -6,6 +6,7 @@ TinyBERT (arXiv 1909.10351). The teacher reads the training examples once, with 
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,8 +47,8 @@ class TaskTeacher:
         Raises:
             UserError: There is no such model, it was fine-tuned on something else, or the task has no label a text.
         """
-        source = next((path for path in (Path(self.source, task.name), Path(self.source)) if path.is_dir()), None)
-        source = str(source or self.source)
+        places = (Path(self.source, task.name), Path(self.source))
+        source = str(next((path for path in places if path.is_dir()), self.source))
         head = create_head(task, load_tokenizer(source), max_length)
         if not head.learns_softly:
             raise UserError(
@@ -74,7 +75,8 @@ class SoftLabels:
 
 def check_labels(model: PreTrainedModel, task: Task, source: str) -> None:
     """Raises UserError where the teacher's classes are not those of the task, in their order."""
-    known = tuple(model.config.id2label[index] for index in range(model.config.num_labels))
+    names: Any = model.config.id2label
+    known = tuple(names[index] for index in range(len(names)))
     anonymous = known == tuple(f"LABEL_{index}" for index in range(len(known)))
     if len(known) != task.num_labels or (task.label_names and not anonymous and known != task.label_names):
         given, wanted = ", ".join(known), ", ".join(task.label_names) or f"{task.num_labels} numbers"
@@ -89,7 +91,7 @@ def predict(model: PreTrainedModel, collator, features) -> np.ndarray:
     order = np.argsort(features["length"][:], kind="stable")
     names = [name for name in ("input_ids", "token_type_ids") if name in features.column_names]
     features = features.select_columns(names)
-    logits = np.zeros((len(features), model.config.num_labels), np.float32)
+    logits = np.zeros((len(features), model.config.num_labels or 0), np.float32)
     for rows in np.array_split(order, -(-len(order) // EXAMPLES_AT_ONCE)):
         batch = collator([features[int(row)] for row in rows]).to(device)
         logits[rows] = model(**batch).logits.float().cpu().numpy()

@@ -7,6 +7,8 @@ learnt (`loss`, a sum over `count` items, with `class_weights` where it `has_cla
 (`score`), and which of the Hub's tasks it is in a model card (`hub_task`).
 """
 
+from typing import cast
+
 from transformers import PreTrainedTokenizerBase
 
 from ..data.tasks import Task
@@ -17,6 +19,10 @@ from .token_classification import TokenClassification
 
 
 TaskType = Classification | Regression | MultiLabel | TokenClassification | QuestionAnswering
+
+HasClasses = Classification | MultiLabel | TokenClassification
+LearnsSoftly = Classification | Regression | MultiLabel
+"""What is so says the attribute of a similar name: `has_classes`, `learns_softly`."""
 
 TASK_TYPES: dict[str, type[TaskType]] = {
     "classification": Classification,
@@ -37,4 +43,4 @@ def create_head(task: Task, tokenizer: PreTrainedTokenizerBase | None, max_lengt
     """What fine-tuning needs to know about a task."""
     if task.task_type not in TASK_TYPES:
         raise UserError(f"{task.name}: unknown task type {task.task_type!r}, accepted are {', '.join(TASK_TYPES)}")
-    return TASK_TYPES[task.task_type](task, tokenizer, max_length)
+    return TASK_TYPES[task.task_type](task, cast(PreTrainedTokenizerBase, tokenizer), max_length)

@@ -141,7 +141,7 @@ def first_tokens(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> di
             is none of the text. A token may begin with the blank before its word, so its last character decides.
     """
     ends = np.cumsum([len(word) + 1 for word in words])  # one behind the blank that follows a word
-    places = {}
+    places: dict[int, int] = {}
     for place, (start, end) in enumerate(offsets):
         if end > start:
             places.setdefault(int(np.searchsorted(ends, end - 1, side="right")), place)
