@@ -36,6 +36,9 @@ class RandomTokenizer:
     def __len__(self) -> int:
         return 30522
 
+    def get_vocab(self) -> dict[str, int]:
+        return {str(number): number for number in range(len(self))}
+
 
 def measure(name: str, budget: PretrainingBudget, accelerator: Accelerator, peak: float) -> dict:
     """One row: tokens per second, utilisation as a share of 1 and peak memory in MiB of training an architecture."""

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from conftest import EVERY_OPERATION, SPECS
+from conftest import EVERY_OPERATION, SPECS, MaskingTokenizer
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 from search.training.pretraining import PretrainingBudget, pretrain
@@ -17,16 +17,6 @@ from search.training.pretraining import PretrainingBudget, pretrain
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 VOCAB_SIZE, BATCH, LENGTH = 200, 4, 48
-
-
-class Tokenizer:
-    """The part of a tokenizer that masking needs."""
-
-    mask_token_id = 4
-    all_special_ids = (0, 1, 2, 3, 4)
-
-    def __len__(self):
-        return VOCAB_SIZE
 
 
 def make_model(layers, **fields):
@@ -83,5 +73,7 @@ def test_pretraining_in_bf16_learns_what_it_learns_in_float32(compiled, tmp_path
         accelerator = Accelerator(mixed_precision=precision)
         model = make_model(SPECS["homogeneous"])
         settings = dataclasses.replace(budget, compile=compile)
-        losses[precision] = pretrain(model, blocks, blocks[:8], Tokenizer(), settings, 0, accelerator).validation_loss
+        losses[precision] = pretrain(
+            model, blocks, blocks[:8], MaskingTokenizer(VOCAB_SIZE), settings, 0, accelerator
+        ).validation_loss
     assert losses["no"] < 1.5 and losses["bf16"] == pytest.approx(losses["no"], abs=0.3)

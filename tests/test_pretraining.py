@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from conftest import SPECS
+from conftest import SPECS, MaskingTokenizer
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 from search.errors import TrainingDiverged, UserError
@@ -16,16 +16,6 @@ from search.training import pretraining
 from search.training.masked_lm import IGNORED, MaskedLanguageModelling, epoch_order
 from search.training.objectives import Student
 from search.training.pretraining import PretrainingBudget, learning_rate, pretrain
-
-
-class Tokenizer:
-    """The part of a tokenizer that masking needs."""
-
-    mask_token_id = 4
-    all_special_ids = (0, 1, 2, 3, 4)
-
-    def __len__(self):
-        return 60
 
 
 @pytest.fixture
@@ -55,7 +45,9 @@ def train(blocks, folder=None, budget=BUDGET, kill_at=None, seed=0, layers="mixe
             raise Killed
 
     try:
-        return model, pretrain(model, blocks, blocks[:8], Tokenizer(), budget, seed, accelerator, folder, progress)
+        return model, pretrain(
+            model, blocks, blocks[:8], MaskingTokenizer(), budget, seed, accelerator, folder, progress
+        )
     except Killed:
         return None
     finally:
@@ -63,15 +55,15 @@ def train(blocks, folder=None, budget=BUDGET, kill_at=None, seed=0, layers="mixe
 
 
 def test_batches_depend_on_seed_and_step_only(blocks):
-    task = MaskedLanguageModelling(blocks, Tokenizer(), 0.15, seed=3)
-    again = MaskedLanguageModelling(blocks, Tokenizer(), 0.15, seed=3)
+    task = MaskedLanguageModelling(blocks, MaskingTokenizer(), 0.15, seed=3)
+    again = MaskedLanguageModelling(blocks, MaskingTokenizer(), 0.15, seed=3)
     for first, second in zip(task.batch(5, 8), again.batch(5, 8)):
         assert np.array_equal(first, second)
     assert not np.array_equal(task.batch(5, 8)[0], task.batch(6, 8)[0])
 
 
 def test_every_epoch_sees_every_block_once(blocks):
-    task = MaskedLanguageModelling(blocks, Tokenizer(), 0.15, seed=3)
+    task = MaskedLanguageModelling(blocks, MaskingTokenizer(), 0.15, seed=3)
     for epoch in range(2):
         order = [epoch_order(64, 3, epoch)[i] for i in range(64)]
         assert sorted(order) == list(range(64))
@@ -82,14 +74,14 @@ def test_every_epoch_sees_every_block_once(blocks):
 
 
 def test_masking_hides_the_right_share_and_no_special_token(blocks):
-    task = MaskedLanguageModelling(np.repeat(blocks, 20, axis=0), Tokenizer(), 0.15, seed=0)
+    task = MaskedLanguageModelling(np.repeat(blocks, 20, axis=0), MaskingTokenizer(), 0.15, seed=0)
     ids = np.repeat(blocks, 20, axis=0).astype(np.int64)
     masked, positions, labels = task.mask(ids, np.random.default_rng(0))
     assert positions.shape == (1280, 2)
     assert np.array_equal(np.take_along_axis(ids, positions, axis=1), labels)
-    assert not np.isin(labels, Tokenizer.all_special_ids).any()
+    assert not np.isin(labels, MaskingTokenizer.all_special_ids).any()
     shown = np.take_along_axis(masked, positions, axis=1)
-    assert np.mean(shown == Tokenizer.mask_token_id) == pytest.approx(0.8, abs=0.03)
+    assert np.mean(shown == MaskingTokenizer.mask_token_id) == pytest.approx(0.8, abs=0.03)
     assert np.mean(shown == labels) == pytest.approx(0.1, abs=0.03)
     untouched = np.ones_like(ids, dtype=bool)
     np.put_along_axis(untouched, positions, False, axis=1)
@@ -97,7 +89,7 @@ def test_masking_hides_the_right_share_and_no_special_token(blocks):
 
 
 def test_rows_of_special_tokens_count_nothing():
-    task = MaskedLanguageModelling(np.zeros((1, 16), np.uint16), Tokenizer(), 0.15, seed=0)
+    task = MaskedLanguageModelling(np.zeros((1, 16), np.uint16), MaskingTokenizer(), 0.15, seed=0)
     masked, _, labels = task.mask(np.zeros((1, 16), np.int64), np.random.default_rng(0))
     assert (labels == IGNORED).all()
 

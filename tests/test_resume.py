@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, set_seed
-from conftest import SPECS
+from conftest import SPECS, MaskingTokenizer
 from safetensors.torch import load_file
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
@@ -30,17 +30,6 @@ BUDGET = PretrainingBudget(
     steps=30, batch_size=8, sequence_length=16, learning_rate=3e-3, checkpoint_steps=3, micro_batches=2
 )
 KILLS = sorted(random.Random(0).sample(range(BUDGET.steps), 5))
-
-
-class Tokenizer:
-    """The part of a tokenizer that masking needs."""
-
-    mask_token_id = 4
-    pad_token_id = 0
-    all_special_ids = (0, 1, 2, 3, 4)
-
-    def __len__(self):
-        return 60
 
 
 def die(*_, **__):
@@ -74,7 +63,7 @@ def train(folder: Path, kill_at: int | str | None, environment: dict[str, str | 
         FlexiBertConfig(vocab_size=60, layers=SPECS["mixed_heads"][:1], max_position_embeddings=16, **dropout)
     )
     accelerator = Accelerator(cpu=True, fsdp_plugin=sharding() if "SHARDED" in environment else None)
-    pretrain(model, blocks, validation, Tokenizer(), budget, 1, accelerator, folder)
+    pretrain(model, blocks, validation, MaskingTokenizer(), budget, 1, accelerator, folder)
 
 
 def taught_text(rng: np.random.Generator) -> TaughtText:

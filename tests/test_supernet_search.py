@@ -16,6 +16,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from conftest import MaskingTokenizer
 from safetensors.torch import load_file
 
 from flexibert import FlexiBertForMaskedLM
@@ -59,16 +60,6 @@ RECIPE = {
 # --- training -----------------------------------------------------------------------------------------------------
 
 
-class Tokenizer:
-    """The part of a tokenizer that masking needs."""
-
-    mask_token_id = 4
-    all_special_ids = (0, 1, 2, 3, 4)
-
-    def __len__(self):
-        return 60
-
-
 BUDGET = PretrainingBudget(steps=12, batch_size=4, sequence_length=16, learning_rate=3e-3, checkpoint_steps=3)
 
 
@@ -85,7 +76,7 @@ def train(folder=None, kill_at=None):
         return {"layers": random_member(space, 7, step)}
 
     accelerator = Accelerator(cpu=True)
-    pretrain(network, blocks, blocks[:4], Tokenizer(), BUDGET, 7, accelerator, folder, arguments=path)
+    pretrain(network, blocks, blocks[:4], MaskingTokenizer(), BUDGET, 7, accelerator, folder, arguments=path)
     return network.state_dict()
 
 
