@@ -63,6 +63,16 @@ def work(tmp_path, training):
     os._exit(cli.main([]))
 
 
+@pytest.fixture(autouse=True)
+def signals_as_in_a_terminal():
+    """Whoever runs the tests in the background may have made them deaf to some."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in STATUSES}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def wait_for(condition):
     deadline = time.monotonic() + 120
     while not condition():

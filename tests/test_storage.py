@@ -131,7 +131,7 @@ def test_the_url_of_the_documentation_works(database, tmp_path):
     study = search_in(database.url, tmp_path, "plain", 3, lambda layers, folder, source: score(layers), Lines())
     assert len(finished(study)) == 3
     assert study._storage._backend.engine.driver == "psycopg"
-    told = repr([study.trials, study.user_attrs, study.system_attrs])
+    told = repr([study.trials, study.user_attrs])
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert PASSWORD not in told and PASSWORD.encode() not in written
     again = open_study(database.url, "plain", {}, DIRECTIONS)

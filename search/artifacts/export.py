@@ -34,10 +34,13 @@ RUNTIMES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvin
 """What is exported for -> the packages that it needs."""
 
 OUTPUTS = {
-    "last_hidden_state": "AutoModel",
-    "logits": "AutoModelForMaskedLM AutoModelForSequenceClassification AutoModelForTokenClassification",
-    "start_logits end_logits": "AutoModelForQuestionAnswering",
+    "AutoModel": ["last_hidden_state"],
+    "AutoModelForMaskedLM": ["logits"],
+    "AutoModelForSequenceClassification": ["logits"],
+    "AutoModelForTokenClassification": ["logits"],
+    "AutoModelForQuestionAnswering": ["start_logits", "end_logits"],
 }
+"""Auto class -> what its models give, in this order. Models for multiple choice take no single texts."""
 SAMPLE = ((1, 8), (2, 16), (4, None))
 """Batch sizes and lengths on which files are compared with PyTorch, None being the longest."""
 
@@ -120,8 +123,8 @@ def load(checkpoint: Path | str, encoder: bool) -> tuple[PreTrainedModel, PreTra
     try:
         config = AutoConfig.from_pretrained(checkpoint)
         architecture = (config.architectures or ["FlexiBertModel"])[0]
-        auto = {name.partition(".")[2]: auto for auto, name in AUTO_MAP.items()}.get(architecture)
-        if config.model_type != "flexibert" or auto is None or auto == "AutoModelForMultipleChoice":
+        auto = auto_class(architecture)
+        if config.model_type != "flexibert" or auto is None:
             raise UserError(f"{checkpoint}: a {architecture} is not accepted, expected a FlexiBERT of texts")
         model = getattr(transformers, "AutoModel" if encoder else auto).from_pretrained(
             checkpoint, dtype=torch.float32, attn_implementation="sdpa"
@@ -134,9 +137,12 @@ def load(checkpoint: Path | str, encoder: bool) -> tuple[PreTrainedModel, PreTra
 
 def output_names(model: PreTrainedModel) -> list[str]:
     """Names of the outputs, in the order in which the model gives them."""
-    architecture = type(model).__name__
-    auto = next(auto for auto, name in AUTO_MAP.items() if name.endswith(f".{architecture}"))
-    return next(names.split() for names, autos in OUTPUTS.items() if auto in autos.split())
+    return OUTPUTS[auto_class(type(model).__name__)]
+
+
+def auto_class(architecture: str) -> str | None:
+    """The Auto class of a model class that takes single texts; None for others."""
+    return next((auto for auto in OUTPUTS if AUTO_MAP[auto].endswith(f".{architecture}")), None)
 
 
 def random_inputs(model: PreTrainedModel, size: int, length: int) -> dict[str, torch.Tensor]:
