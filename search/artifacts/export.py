@@ -137,7 +137,7 @@ def load(checkpoint: Path | str, encoder: bool) -> tuple[PreTrainedModel, PreTra
 
 def output_names(model: PreTrainedModel) -> list[str]:
     """Names of the outputs, in the order in which the model gives them."""
-    return OUTPUTS[auto_class(type(model).__name__)]
+    return OUTPUTS[auto_class(type(model).__name__) or "AutoModel"]
 
 
 def auto_class(architecture: str) -> str | None:

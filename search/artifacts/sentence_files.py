@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -24,7 +25,7 @@ def write_sentence_files(
     learnt: `weight` (teacher's width, D) and `bias` of `state_map`.
     """
     kinds = {"": "Transformer", POOLING: "Pooling"}
-    files = {
+    files: dict[str, Any] = {
         "sentence_bert_config.json": {"max_seq_length": config.max_position_embeddings, "do_lower_case": False},
         f"{POOLING}/config.json": {
             "word_embedding_dimension": config.hidden_size,
