@@ -145,7 +145,7 @@ def load_taught_data(recipe: Recipe, options, accelerator: Accelerator, progress
     budget = recipe.pretraining
     with accelerator.main_process_first():
         corpus = load_corpus(recipe.corpus, recipe.corpus_config, options.text_column, options.encoding)
-        teacher = Teacher(recipe.teacher, predicts=LOGITS in budget.objectives)
+        teacher = Teacher(str(recipe.teacher), predicts=LOGITS in budget.objectives)
         tokenizer = load_tokenizer(recipe.teacher, corpus, cache)
         if recipe.tokenizer is not None:
             other = load_tokenizer(recipe.tokenizer, corpus, cache)

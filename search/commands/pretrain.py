@@ -39,7 +39,7 @@ def main(options) -> None:
         set_seed(options.seed)
         model = FlexiBertForMaskedLM(config)
         if data.teacher is not None and recipe.embeddings == "teacher":
-            give_embeddings(model.get_input_embeddings().weight, data.teacher, config.pad_token_id)
+            give_embeddings(model.model.embeddings.word_embeddings.weight, data.teacher, config.pad_token_id)
         weights = objective_weights(budget.objectives, data.teacher is not None)
         predictions = round(budget.mask_fraction * budget.sequence_length) if set(PREDICTING) & weights.keys() else 0
         flops = 3 * forward_flops(config, budget.sequence_length, predictions)

@@ -69,7 +69,7 @@ class FromScratch:
     def model(self, layers: Architecture, source: Path | None = None) -> FirstModel:
         model = FlexiBertForMaskedLM(FlexiBertConfig(**self.fields, layers=layers))
         if self.teacher is not None:
-            give_embeddings(model.get_input_embeddings().weight, self.teacher, model.config.pad_token_id)
+            give_embeddings(model.model.embeddings.word_embeddings.weight, self.teacher, model.config.pad_token_id)
         return FirstModel(model)
 
 

@@ -97,7 +97,12 @@ class Piece:
     @property
     def transformation(self) -> str:
         """Name of the matrix between the middle of the largest kernel and a kernel of this size."""
-        return f"{self.name.rpartition('.')[0]}.transformation_{self.shape[self.taps]}"
+        return f"{self.name.rpartition('.')[0]}.transformation_{self.size}"
+
+    @property
+    def size(self) -> int:
+        """How many taps its kernels have."""
+        return 0 if self.taps is None else self.shape[self.taps]
 
 
 class SuperNetwork(nn.Module):
@@ -123,9 +128,8 @@ class SuperNetwork(nn.Module):
             if piece.taps is not None:
                 kernels.append(piece)
         for piece in kernels:
-            taps = piece.shape[piece.taps]
-            if taps < self.shared[_key(piece.name)].shape[piece.taps]:
-                self.shared[_key(piece.transformation)] = nn.Parameter(torch.eye(taps))
+            if piece.size < self.shared[_key(piece.name)].shape[piece.taps]:
+                self.shared[_key(piece.transformation)] = nn.Parameter(torch.eye(piece.size))
 
     def forward(self, layers: Architecture, **inputs) -> MaskedLMOutput:
         """Runs a member of the space with shared weights; `inputs` as of `FlexiBertForMaskedLM`."""
@@ -265,8 +269,8 @@ class SuperNetwork(nn.Module):
         if name.startswith("mixer.operations."):
             _, _, group, parameter = name.split(".", 3)
             operation = layer.operations[int(group)]
-            shape, taps = operation.split_taps(parameter, shape)
-            return [piece(operation, f"mixer.operations.{parameter}", *shape, taps=taps)], 0
+            split, taps = operation.split_taps(parameter, shape)
+            return [piece(operation, f"mixer.operations.{parameter}", *split, taps=taps)], 0
         if name.startswith("mixer.distance_embedding."):
             return [piece(next(group for group in layer.operations if group.scores_positions), name, *shape)], 0
         return [piece(layer.operations[0], name, *shape)], 0
@@ -286,18 +290,17 @@ class SuperNetwork(nn.Module):
 
     def _read(self, piece: Piece) -> torch.Tensor:
         part, matrix = piece.region(self.shared[_key(piece.name)]), self._transformation(piece)
-        return part if matrix is None else _transform(part, matrix, piece.taps)
+        return part if matrix is None or piece.taps is None else _transform(part, matrix, piece.taps)
 
     def _write(self, piece: Piece, value: torch.Tensor) -> None:
         matrix = self._transformation(piece)
-        if matrix is not None:
+        if matrix is not None and piece.taps is not None:
             value = _transform(value, torch.linalg.pinv(matrix.double()).to(value.dtype), piece.taps)
         piece.region(self.shared[_key(piece.name)]).copy_(value)
 
     def _transformation(self, piece: Piece) -> torch.Tensor | None:
         """The matrix of a kernel that is not the largest."""
-        key = None if piece.taps is None else _key(piece.transformation)
-        return self.shared.get(key, None)
+        return None if piece.taps is None else self.shared.get(_key(piece.transformation), None)
 
 
 class _StatesAndLogits(nn.Module):

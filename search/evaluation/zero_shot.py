@@ -51,8 +51,9 @@ class SentenceEncoder:
         order = np.argsort([len(ids) for ids in encoded["input_ids"]], kind="stable")  # little padding
         parts = []
         for start in range(0, len(order), 64):
-            batch = {name: [values[index] for index in order[start : start + 64]] for name, values in encoded.items()}
-            batch = self.tokenizer.pad(batch, padding=True, return_tensors="pt").to(self.model.device)
+            rows = order[start : start + 64]
+            some = {name: [values[index] for index in rows] for name, values in encoded.items()}
+            batch = self.tokenizer.pad(some, padding=True, return_tensors="pt").to(self.model.device)
             states = self.model(**batch).last_hidden_state.float()
             parts.append(pool(states, batch["attention_mask"]))
         pooled = torch.cat(parts)[np.argsort(order)]

@@ -9,6 +9,7 @@ count in the whole batch. So the mean over processes and micro-batches is the me
 tokens fall on them.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -86,15 +87,17 @@ class Student(nn.Module):
         size: Width of the teacher's states, None without a teacher.
     """
 
-    def __init__(self, model: nn.Module, weights: Mapping[str, float], size: int | None = None):
+    def __init__(self, model: Any, weights: Mapping[str, float], size: int | None = None):
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.weights = dict(weights)
-        self.objectives = nn.ModuleDict({name: STATE_OBJECTIVES[name]() for name in weights if name not in PREDICTING})
+        self.objectives: Any = nn.ModuleDict(
+            {name: STATE_OBJECTIVES[name]() for name in weights if name not in PREDICTING}
+        )
         self.predicts = any(name in PREDICTING for name in weights)
         own = not hasattr(model, "states_and_logits")
-        self.map = None
-        if any(objective.uses_map for objective in self.objectives.values()):
+        self.map: nn.Linear | None = None
+        if size is not None and any(objective.uses_map for objective in self.objectives.values()):
             self.map = nn.Linear(model.config.hidden_size if own else model.width, size)
         # Data parallelism wants to know what no gradient will come to.
         self.untrained = [] if self.predicts or not own else [*model.prediction_head.parameters(), model.lm_head.bias]
@@ -123,7 +126,7 @@ class Student(nn.Module):
         else:
             hidden, logits = states_and_logits(self.model, *given)
         losses = {}
-        mapped = self._onto_teacher(hidden).float() if self.map is not None else None
+        mapped = None if self.map is None else onto_teacher(self.map, hidden).float()
         for name, objective in self.objectives.items():
             states = mapped if objective.uses_map else hidden.float()
             losses[name] = objective(states, inputs["states"], inputs["attention_mask"]) / inputs[objective.counted]
@@ -136,11 +139,7 @@ class Student(nn.Module):
 
     def total(self, losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The weighted sum."""
-        return sum(weight * losses[name] for name, weight in self.weights.items())
-
-    def _onto_teacher(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Narrower states than the widest take the leading columns, as all weights of a super-network."""
-        return nn.functional.linear(hidden, self.map.weight[:, : hidden.shape[-1]], self.map.bias)
+        return functools.reduce(torch.add, (weight * losses[name] for name, weight in self.weights.items()))
 
     def _predict(self, inputs, arguments) -> dict[str, torch.Tensor]:
         """Masked language modelling alone."""
@@ -155,3 +154,8 @@ class Student(nn.Module):
         if not self.training:
             losses[f"{MASKED_LM}_hits"] = (logits.argmax(-1) == labels).sum() / count
         return losses
+
+
+def onto_teacher(linear: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+    """Narrower states than the widest take the leading columns, as all weights of a super-network."""
+    return nn.functional.linear(hidden, linear.weight[:, : hidden.shape[-1]], linear.bias)

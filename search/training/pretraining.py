@@ -98,7 +98,7 @@ class PretrainingResult:
     @property
     def validation_loss(self) -> float:
         """Of masked language modelling, or where that is not learnt, of distillation."""
-        return self.metrics.get("mlm_loss_nats", self.metrics.get("distillation_loss"))
+        return self.metrics["mlm_loss_nats" if "mlm_loss_nats" in self.metrics else "distillation_loss"]
 
     @property
     def summary(self) -> str:
@@ -191,8 +191,8 @@ def pretrain(
     batches = batch_source(blocks, tokenizer, budget, weights, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        student = Student(model, weights, blocks.states.form.size if taught else None)
-    text = {"text": blocks.states.folder.name if taught else text_digest(blocks)}
+        student = Student(model, weights, blocks.states.form.size if isinstance(blocks, TaughtText) else None)
+    text = {"text": blocks.states.folder.name if isinstance(blocks, TaughtText) else text_digest(blocks)}
     identity = {"seed": seed, **text, "budget": asdict(budget), "model": model_digest(model)}
     trained = torch.compile(student) if budget.compile else student
     trained, optimizer = accelerator.prepare(trained, build_optimizer(student, budget))
@@ -242,7 +242,7 @@ def pretrain(
         kept = checkpoint or done == budget.steps
         if kept and not (math.isfinite(gradient_norm) or accelerator.optimizer_step_was_skipped):
             raise TrainingDiverged(f"the gradient is {gradient_norm:g} at step {done}; {ADVICE}")
-        if checkpoint:
+        if checkpoint and folder is not None:
             save_checkpoint(accelerator, folder, done, losses, identity)
     seconds = time.perf_counter() - started
 
@@ -252,8 +252,9 @@ def pretrain(
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise TrainingDiverged(f"the validation loss is {value:g} ({name}) after step {budget.steps}; {ADVICE}")
-    for index, loss in enumerate(batch_losses if report_part is not None else ()):
-        report_part(index, loss)
+    if report_part is not None:
+        for index, batch_loss in enumerate(batch_losses):
+            report_part(index, batch_loss)
     accelerator.unwrap_model(trained, keep_fp32_wrapper=False)
     student.release()
     state_map = None if student.map is None else {name: whole(p) for name, p in student.map.named_parameters()}
@@ -364,4 +365,4 @@ def validation_metrics(student: Student, sums: Mapping[str, float], counted: Map
 
 def compared_loss(metrics: Mapping[str, float]) -> float:
     """The loss by which candidates are compared while they train: of distillation, where there is a teacher."""
-    return metrics.get("distillation_loss", metrics.get("mlm_loss_nats"))
+    return metrics["distillation_loss" if "distillation_loss" in metrics else "mlm_loss_nats"]

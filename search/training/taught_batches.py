@@ -1,6 +1,6 @@
 """Batches of passages under a teacher as a function of (seed, step)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -73,7 +73,7 @@ class TaughtBatches:
         return [batches[index] for index in mixed]
 
 
-def counts(arrays: dict[str, np.ndarray]) -> dict[str, int]:
+def counts(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
     """What the losses of a whole batch are divided by."""
     counted = {}
     if "states" in arrays:

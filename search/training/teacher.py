@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ class Teacher:
             raise UserError(f"teacher {source} {what} weights: {lost[0]} and {len(lost) - 1} more")
         model.eval().requires_grad_(False)
         self.model = model.base_model
-        self.predictor = model if predicts else None
+        self.predictor: Any = model if predicts else None
         self._check_encoder()
 
     def _check_encoder(self) -> None:
@@ -88,8 +89,8 @@ class Teacher:
             )
 
     @property
-    def word_embeddings(self) -> torch.Tensor | None:
-        """(V, E)."""
+    def word_embeddings(self) -> Any:
+        """(V, E); None where a model has none, which is refused."""
         embeddings = self.model.get_input_embeddings()
         return getattr(embeddings, "weight", None)
 
@@ -353,9 +354,9 @@ def run_teacher(
         inputs = passages.pad(rows[batch], length, pad_token_id)
         with torch.inference_mode(), accelerator.autocast():
             output = teacher.states(*(torch.from_numpy(inputs[name]).to(model.device) for name in INPUTS))
-        output = output.float().cpu().numpy()
+        made = output.float().cpu().numpy()
         for row, index in enumerate(batch):
-            states[starts[index] : starts[index + 1]] = output[row, : lengths[index]]
+            states[starts[index] : starts[index + 1]] = made[row, : lengths[index]]
         done += int(lengths[batch].sum())
         told(done)
     largest = np.abs(states).max(initial=0)
