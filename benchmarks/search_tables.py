@@ -7,11 +7,12 @@ github.com/aaronserianni/training-free-nas, at commit 9b59a62666f133230a0c65fabe
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from flexibert.spec import Architecture, parse_layers
+from flexibert.spec import Architecture, OperationSpec, parse_layers
 from search.errors import UserError
 from search.space.search_space import SearchSpace, operation_label
 
@@ -42,7 +43,7 @@ def read_table(path: Path, metric: str = "glue") -> tuple[SearchSpace, list[Arch
             if not item.get("completed", True):
                 continue
             encoder = _encoder(item)
-            layers = parse_layers([_layer(layer, encoder) for layer in encoder["layers"]])
+            layers = _ordered(parse_layers([_layer(layer, encoder) for layer in encoder["layers"]]))
             score = float(item["scores"][metric])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}[{number}]: {type(error).__name__} {error}") from None
@@ -57,22 +58,14 @@ def read_table(path: Path, metric: str = "glue") -> tuple[SearchSpace, list[Arch
 def spanned(architectures: Sequence[Architecture]) -> SearchSpace:
     """The space of all choices that encoders have, in an order that is always the same."""
     layers = [layer for architecture in architectures for layer in architecture]
-    operations, kernels = {}, {}
-    for group in (group for layer in layers for group in layer.operations):
-        choice = {key: value for key, value in group.to_dict().items() if key != "num_heads"}
-        operations[label := operation_label(choice)] = choice
-        kernels[label] = getattr(group, "kernel_size", 0)
-    known = [operation_label(choice) for choice in OPERATIONS.values()]
-
-    def order(label: str) -> tuple:
-        return (known.index(label) if label in known else len(known), operations[label]["op"], kernels[label], label)
-
+    groups = sorted((group for layer in layers for group in layer.operations), key=_order)
+    operations = {operation_label(choice): choice for choice in map(_choice, groups)}
     return SearchSpace.from_dict(
         {
             "num_layers": sorted({len(architecture) for architecture in architectures}),
             "hidden_size": sorted({layer.hidden_size for layer in layers}),
             "num_heads": sorted({layer.num_heads for layer in layers}),
-            "operations": [operations[label] for label in sorted(operations, key=order)],
+            "operations": list(operations.values()),
             "feed_forward_size": sorted({size for layer in layers for size in layer.feed_forward}),
             "feed_forward_depth": sorted({len(layer.feed_forward) for layer in layers}),
             "shared_hidden_size": all(len({layer.hidden_size for layer in a}) == 1 for a in architectures),
@@ -88,6 +81,22 @@ def _encoder(item: dict) -> dict:
         return item
     settings = item["hparams"]["model_hparam_overrides"]
     return {"hidden_size": settings["hidden_size"], "layers": settings["nas_config"]["encoder_layers"]}
+
+
+def _choice(group: OperationSpec) -> dict:
+    return {key: value for key, value in group.to_dict().items() if key != "num_heads"}
+
+
+def _order(group: OperationSpec) -> tuple:
+    """Sorts operations: NAS-Bench-BERT's first, the others by name and kernel."""
+    label, known = operation_label(_choice(group)), [operation_label(choice) for choice in OPERATIONS.values()]
+    place = known.index(label) if label in known else len(known)
+    return place, group.op, getattr(group, "kernel_size", 0), label
+
+
+def _ordered(layers: Architecture) -> Architecture:
+    """The same layers with their groups of heads in the order of the space: heads have no order."""
+    return tuple(replace(layer, operations=tuple(sorted(layer.operations, key=_order))) for layer in layers)
 
 
 def _layer(layer: dict, encoder: dict) -> dict:

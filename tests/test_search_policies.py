@@ -160,6 +160,17 @@ def test_messages(table, tmp_path, capsys):
         read_table(broken)
 
 
+@pytest.mark.parametrize("name", TAUGHT_SPACES)
+def test_tables_of_layer_specs_span_their_space(tmp_path, name):
+    """Whatever the order in which a table names the groups of a layer's heads."""
+    rng, whole = random.Random(0), SearchSpace.from_dict(TAUGHT_SPACES[name])
+    items = [{"layers": [x.to_dict() for x in whole.sample(rng)], "scores": {"taught": i}} for i in range(80)]
+    (tmp_path / "table.json").write_text(json.dumps(items), encoding="utf-8")
+    space, architectures, scores = read_table(tmp_path / "table.json", "taught")
+    assert all(layers in space for layers in architectures)
+    assert space.size() == whole.size() and len(scores) > 70
+
+
 # --- the protocol -------------------------------------------------------------------------------------------------
 
 
