@@ -1,0 +1,139 @@
+"""Measures an encoder that learnt from a teacher, and makes a resident of it.
+
+    python -m search pretrain --architecture LAYERS.json --teacher sentence-transformers/all-MiniLM-L6-v2 \
+        --corpus wikimedia/wikipedia --corpus-config 20231101.en --recipe RECIPE.json --precision bf16 \
+        --output runs/NAME
+    python benchmarks/taught_resident.py --checkpoint runs/NAME --tasks stsb,sst2,mrpc --results FILE.json
+    python benchmarks/taught_resident.py --checkpoint runs/NAME --results FILE.json --output model_cards/NAME
+
+With `--tasks` it adds to the results what the encoder knows of STS-B untouched, and its scores after fine-tuning;
+tasks that the file holds already are not done again. With `--output` it writes the checkpoint in bfloat16, with a card
+whose numbers come from that file and from the card that `pretrain` left.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from flexibert import FlexiBertForMaskedLM  # noqa: E402
+from search.artifacts.checkpoint import save_checkpoint  # noqa: E402
+from search.artifacts.model_card import CardFacts, Score  # noqa: E402
+from search.artifacts.sentence_files import MAP  # noqa: E402
+from search.data.tasks import load_tasks  # noqa: E402
+from search.evaluation.zero_shot import SentenceEncoder, zero_shot  # noqa: E402
+from search.files import replace_file  # noqa: E402
+from search.training.finetuning import FinetuningBudget, finetune  # noqa: E402
+
+
+def measure(checkpoint: Path, tasks: Sequence[str], glue: str, budget: FinetuningBudget, results: dict, seed: int):
+    """Yields the results after each measurement that they lack."""
+    if "zero_shot" not in results:
+        (task,) = load_tasks(["stsb"], None, glue)
+        encoder = SentenceEncoder(str(checkpoint), torch.device("cpu"))
+        results["zero_shot"] = {"stsb": zero_shot(encoder, task, budget.max_length)["validation"]}
+        yield results
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    for name in tasks:
+        task = load_tasks([name], None, glue)[0]
+        pairs = len(task.text_columns) == 2
+        for encoding in ("joint", "separate") if pairs else (None,):
+            key = f"{name} {encoding}" if pairs else name
+            if key in results.setdefault("fine_tuned", {}):
+                continue
+            chosen = dataclasses.replace(budget, pair_encoding=encoding)
+            result = finetune(checkpoint, task, tokenizer, chosen, seed)
+            results["fine_tuned"][key] = {
+                "metrics": result.metrics,
+                "seed": seed,
+                "training_examples": len(task.train),
+                "budget": dataclasses.asdict(chosen),
+            }
+            yield results
+
+
+def scores(card: ModelCard, results: dict) -> tuple[Score, ...]:
+    """What the card of `pretrain` says, and what was measured since."""
+    pretrained = [
+        Score(entry.task_name, entry.metric_type, entry.metric_value, entry.dataset_name, task_type=entry.task_type)
+        for entry in card.data.eval_results
+    ]
+    untouched = [
+        Score(task, f"{metric}_percent", 100 * value, f"{task}, cosine of two sentences", budget="none",
+              task_type="sentence-similarity")
+        for task, metrics in results["zero_shot"].items()
+        for metric, value in metrics.items()
+    ]  # fmt: skip
+    fine_tuned = []
+    for key, run in results.get("fine_tuned", {}).items():
+        task, _, encoding = key.partition(" ")
+        spent = f"{run['budget']['epochs']:g} epochs, batch {run['budget']['batch_size']}, learning rate "
+        spent += f"{run['budget']['learning_rate']:g}" + (f", pairs {encoding}" if encoding else "")
+        where = f"{task} ({run['training_examples']:,} training examples)"
+        fine_tuned += [
+            Score(task, f"{metric}_percent", 100 * value, where, budget=spent, seeds=(run["seed"],))
+            for metric, value in run["metrics"].items()
+        ]
+    return (*pretrained, *untouched, *fine_tuned)
+
+
+def facts(text: str) -> dict[str, str]:
+    """The table below the heading Training of a card."""
+    rows = text.partition("\n## Training\n")[2].partition("\n## ")[0].splitlines()
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if row.startswith("| ")]
+    return {name: value for name, value in cells if name and not name.startswith("---") and name != "seeds"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--tasks", default="", help="comma-separated tasks of GLUE to fine-tune on")
+    parser.add_argument("--glue", default="nyu-mll/glue")
+    parser.add_argument("--epochs", type=float, default=4)
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args(arguments)
+    results = json.loads(options.results.read_text(encoding="utf-8")) if options.results.exists() else {}
+    if options.tasks:
+        budget = FinetuningBudget(
+            epochs=options.epochs, learning_rate=options.learning_rate, precision=options.precision
+        )
+        for done in measure(options.checkpoint, options.tasks.split(","), options.glue, budget, results, seed=0):
+            replace_file(options.results, json.dumps(done, indent=1) + "\n")
+            print(json.dumps(done)[-300:], flush=True)
+    if options.output:
+        card = ModelCard.load(options.checkpoint / "README.md")
+        teacher, _, corpus = card.text.partition("Learnt from the last hidden states of ")[2].partition(", on: ")
+        state_map = load_file(options.checkpoint / MAP / "model.safetensors")
+        save_checkpoint(
+            FlexiBertForMaskedLM.from_pretrained(options.checkpoint, dtype=torch.bfloat16),
+            AutoTokenizer.from_pretrained(options.checkpoint),
+            options.output,
+            CardFacts(
+                name=options.output.name,
+                corpus=corpus.split("\n")[0].rstrip("."),
+                pretraining=facts(card.text),
+                seeds=(0,),
+                scores=scores(card, results),
+                language="en",
+                teacher=teacher,
+                fills_masks=False,
+            ),
+            {name.removeprefix("linear."): tensor for name, tensor in state_map.items()},
+        )
+
+
+if __name__ == "__main__":
+    main()
