@@ -284,6 +284,33 @@ def test_folder_that_cannot_be_written(capsys, tmp_path, recipe):
     assert "cannot write to" in refused(capsys, "run", "--recipe", recipe, "--runs", str(tmp_path / "file"))
 
 
+def test_a_run_is_about_the_content_of_its_data_and_not_where_that_lies(capsys, tmp_path, corpus):
+    """The moved same files go on; a changed corpus and changed labels are told apart from them."""
+    text = Path(corpus).read_text(encoding="utf-8")
+    rows = [f"{line.split('.')[0][:40]},{index % 2}" for index, line in enumerate(text.split("\n\n")[:60])]
+    table = "\n".join(["text,label", *(row for row in rows if row.count(",") == 1)])
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+        (folder / "corpus.txt").write_text(text, encoding="utf-8")
+        (folder / "own.csv").write_text(table, encoding="utf-8")
+
+    def run(folder, trials):
+        recipe = write_recipe(tmp_path, str(folder / "corpus.txt"), tasks=[str(folder / "own.csv")])
+        return main(["run", "--recipe", recipe, "--runs", str(tmp_path / "runs"), "--trials", str(trials)])
+
+    assert run(here, 1) == 0
+    assert run(there, 2) == 0
+    (there / "own.csv").write_text(table.replace(",0", ",1", 3), encoding="utf-8")
+    capsys.readouterr()
+    assert run(there, 3) == 2
+    assert "run 'tiny' was made with other data: task own changed since; bring the data" in capsys.readouterr().err
+    (here / "corpus.txt").write_text(f"{text}\n\nAnother document.", encoding="utf-8")
+    assert run(here, 3) == 2
+    assert "was made with other data: corpus (train)" in capsys.readouterr().err
+    assert len(completed(tmp_path / "runs" / "tiny")) == 2
+
+
 @pytest.mark.parametrize(
     "changes, part",
     [({"space": {**TINY["space"], "hidden_size": [32]}}, "space"), ({"tasks": ["next_sentence"]}, "objective")],

@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from ..artifacts.describe import head_group
 from ..artifacts.page import write_page
 from ..artifacts.report import summarise, write_report
 from ..cost import COSTS, SCORE, CostMeter, choose_objectives, limit_option
+from ..data.cache import content_key, rows_key
 from ..data.synthetic_tasks import SELF_MADE_TASKS
-from ..data.tasks import load_tasks
+from ..data.tasks import Task, load_tasks
 from ..errors import UserError
 from ..evaluation.architectures import enqueue_known
 from ..evaluation.cards import TrialCards
@@ -37,7 +38,7 @@ from ..samplers.base import Feasible
 from ..study.pruning import PRUNERS, create_pruner
 from ..study.run_folder import RunFolder
 from ..study.search import Search
-from ..study.storage import open_study, study_name
+from ..study.storage import check_data, open_study, study_name
 from ..study.trials import best_trial, finished
 from ..study.workers import this_worker
 from .common import Data, interpreter, load_data, override, own_data, start
@@ -75,7 +76,7 @@ def main(options) -> None:
         study.pruner = pruner
         known, strange = enqueue_known(study, recipe.space, recipe.start_from)
     with RunProgress(recipe.trials, accelerator.is_main_process, sys.stderr if options.json else None) as progress:
-        evaluator = build_evaluator(recipe, options, accelerator, progress, folder)
+        evaluator = build_evaluator(recipe, options, accelerator, progress, folder, study)
         weights = evaluator.first_weights
 
         def after_trial() -> None:
@@ -159,14 +160,21 @@ FREE = ("description", "sampler", "trials", "patience", "pruner", "start_from")
 
 
 def build_evaluator(
-    recipe: Recipe, options, accelerator: Accelerator, progress: RunProgress, folder: RunFolder
+    recipe: Recipe,
+    options,
+    accelerator: Accelerator,
+    progress: RunProgress,
+    folder: RunFolder,
+    study: optuna.Study | None,
 ) -> Evaluator:
-    """An evaluator with the recipe's data, tasks and budgets."""
+    """An evaluator with the recipe's data, tasks and budgets, once the study is known to be about these data."""
     data = load_data(recipe, options, accelerator, progress, folder.path.parent)
     with accelerator.main_process_first():
         tasks = load_tasks(
             recipe.tasks, data.corpus, options.glue, recipe.max_train_examples, options=own_data(options)
         )
+    if study is not None:
+        check_data(study, folder.name, digests(data, tasks))
     for task in tasks:
         if task.columns:
             progress.say(f"{task.name}: {task.columns}")
@@ -191,6 +199,12 @@ def build_evaluator(
         accelerator=accelerator,
         progress=progress,
     )
+
+
+def digests(data: Data, tasks: Sequence[Task]) -> dict[str, str]:
+    """What a search learns from -> a digest of its content."""
+    texts = {f"corpus ({split})": content_key(getattr(data.corpus, split)) for split in ("train", "validation")}
+    return texts | {f"task {task.name}": rows_key(task.train, *task.validation.values()) for task in tasks}
 
 
 def first_weights(recipe: Recipe, options, data: Data, folder: RunFolder) -> FirstWeights:

@@ -64,7 +64,7 @@ def open_study(
         study = optuna.load_study(study_name=name, storage=storage)
         stored = _stored_identity(study)
         complete = _completed(stored, defaults or {})
-        changed = [key for key in identity if complete.get(key) != identity[key]]
+        changed = [key for key in identity if _moved(key, complete.get(key)) != _moved(key, identity[key])]
         if not changed:
             return study
         if stored or study.get_trials(deepcopy=False):
@@ -124,6 +124,39 @@ def _completed(stored: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
         if name in stored and isinstance(stored[name], Mapping)
     }
     return {**defaults, **stored, **parts}
+
+
+def check_data(study: optuna.Study, name: str, data: Mapping[str, str]) -> None:
+    """Notes which data a study is about, or compares with what it noted.
+
+    Args:
+        name: Of the run, for the message.
+        data: What it is for people -> a digest of its content, see `data.cache`.
+
+    Raises:
+        UserError: Content has changed since, so that scores would be of different data.
+    """
+    noted = study.user_attrs.get("data")
+    if noted is None:  # of an earlier version, or new
+        study.set_user_attr("data", dict(data))
+        return
+    changed = [what for what in data if noted.get(what) != data[what]]
+    if changed:
+        raise UserError(
+            f"run {name!r} was made with other data: {', '.join(changed)} changed since; "
+            "bring the data back to continue it, or give another --name"
+        )
+
+
+def _moved(key: str, value: Any) -> Any:
+    """A part of an identity without the folders of its data: what they hold counts, see `check_data`, not where."""
+    if isinstance(value, str) and key in ("corpus", "objective"):
+        return value.rpartition("/")[2]
+    if isinstance(value, list):
+        return [_moved(key, item) for item in value]
+    if isinstance(value, dict):
+        return {name: _moved(key, item) for name, item in value.items()}
+    return value
 
 
 def _stored_identity(study: optuna.Study) -> dict[str, Any]:
