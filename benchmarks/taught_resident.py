@@ -62,10 +62,10 @@ def measure(checkpoint: Path, tasks: Sequence[str], glue: str, budget: Finetunin
             yield results
 
 
-def scores(card: ModelCard, results: dict) -> tuple[Score, ...]:
+def scores(card: ModelCard, results: dict, corpus: str) -> tuple[Score, ...]:
     """What the card of `pretrain` says, and what was measured since."""
     pretrained = [
-        Score(entry.task_name, entry.metric_type, entry.metric_value, entry.dataset_name, task_type=entry.task_type)
+        Score(entry.task_name, entry.metric_type, entry.metric_value, corpus, task_type=entry.task_type)
         for entry in card.data.eval_results
     ]
     untouched = [
@@ -104,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--corpus", help="what it learnt on, in words (default: as its card says)")
     options = parser.parse_args(arguments)
     results = json.loads(options.results.read_text(encoding="utf-8")) if options.results.exists() else {}
     if options.tasks:
@@ -116,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.output:
         card = ModelCard.load(options.checkpoint / "README.md")
         teacher, _, corpus = card.text.partition("Learnt from the last hidden states of ")[2].partition(", on: ")
+        corpus = options.corpus or corpus.split("\n")[0].rstrip(".")
         state_map = load_file(options.checkpoint / MAP / "model.safetensors")
         save_checkpoint(
             FlexiBertForMaskedLM.from_pretrained(options.checkpoint, dtype=torch.bfloat16),
@@ -123,10 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.output,
             CardFacts(
                 name=options.output.name,
-                corpus=corpus.split("\n")[0].rstrip("."),
+                corpus=corpus,
                 pretraining=facts(card.text),
                 seeds=(0,),
-                scores=scores(card, results),
+                scores=scores(card, results, corpus),
                 language="en",
                 teacher=teacher,
                 fills_masks=False,
