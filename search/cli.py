@@ -77,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_report(commands)
     _add_export(commands)
     _add_publish(commands)
+    _add_pull(commands)
     _add_list(commands)
     parser.set_defaults(**vars(parser.parse_args(["run"])))
     return parser
@@ -415,6 +416,26 @@ def _add_publish(commands) -> None:
     parser.add_argument("--repo-id", required=True, help="user/name on the Hub")
     parser.add_argument("--private", action="store_true", help="make the repository private")
     parser.add_argument("--push", action="store_true", help="really upload; without it only say what would be")
+    parser.add_argument("--revision", metavar="BRANCH", help="of the repository, made where there is none")
+    parser.add_argument("--replace", action="store_true", help="put it in the place of something else that is there")
+
+
+def _add_pull(commands) -> None:
+    parser = _command(commands, "pull", "download a checkpoint from the Hub, and check it")
+    parser.add_argument("repo_id", metavar="USER/NAME", help="of the checkpoint on the Hub")
+    parser.add_argument("--revision", help="branch, tag or commit (default: the main branch)")
+    parser.add_argument("--output", metavar="DIR", help="new folder for it (default: the cache of huggingface_hub)")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="check files, card, code, weights, tokenizer and golden outputs; ends with 1 where something is wrong",
+    )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="let --verify also run the checkpoint's own Python files, in a process of their own",
+    )
+    _add_json(parser, "the result")
 
 
 def _add_list(commands) -> None:

@@ -410,7 +410,7 @@ def test_the_console_script_is_the_command():
     assert done.returncode == 0 and "wilcoxon" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["run", "pretrain", "finetune", "report", "publish", "list"])
+@pytest.mark.parametrize("name", ["run", "pretrain", "finetune", "report", "publish", "pull", "list"])
 def test_every_command_has_help(capsys, name):
     with pytest.raises(SystemExit) as stopped:
         main([name, "--help"])

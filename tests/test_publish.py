@@ -1,4 +1,4 @@
-"""Checkpoints, model cards, and uploads (to a Hub that is played by a stand-in)."""
+"""Checkpoints and model cards."""
 
 import copy
 import dataclasses
@@ -7,23 +7,26 @@ import os
 import re
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from conftest import SPECS, layer, op
 from huggingface_hub import ModelCard, parse_eval_result_entries
-from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
-from search.artifacts import publish
-from search.artifacts.checkpoint import GOLDEN_TOKEN, SOURCES, save_checkpoint, verify
-from search.artifacts.model_card import TEMPLATE, CardFacts, Score, write_card
-from search.artifacts.publish import push
+from flexibert import (
+    FlexiBertConfig,
+    FlexiBertForMaskedLM,
+    FlexiBertForQuestionAnswering,
+    FlexiBertForSequenceClassification,
+    FlexiBertForTokenClassification,
+)
+from search.artifacts.checkpoint import SOURCES, save_checkpoint
+from search.artifacts.golden import GOLDEN_TOKEN, stated_tolerance, verify, write_golden
+from search.artifacts.model_card import CardFacts, Score, write_card
 from search.errors import UserError
 from search.files import HOST, replace_file, replace_folder
 
@@ -57,8 +60,7 @@ FACTS = CardFacts(
 )
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
+def make_tokenizer():
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "capital", "of", "is", "a", "film", "one", "."]
     backend = Tokenizer(models.WordPiece({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -68,6 +70,11 @@ def tokenizer():
     special = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
     names = {f"{name}_token": token for name, token in special.items()}
     return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=40, **names)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
 
 
 def build(layers=None, **fields):
@@ -139,6 +146,28 @@ def test_golden_logits_are_the_models(checkpoint):
     assert golden["attention_mask"].min() == 0 and golden["logits"].shape == (2, 13)
     logits = build().eval()(golden["input_ids"], attention_mask=golden["attention_mask"]).logits
     torch.testing.assert_close(logits[:, GOLDEN_TOKEN], golden["logits"])
+
+
+@pytest.mark.parametrize(
+    "head, fields, names",
+    [
+        (FlexiBertForSequenceClassification, {}, {"logits"}),
+        (FlexiBertForSequenceClassification, {"pair_encoding": "separate"}, {"logits", "token_type_ids"}),
+        (FlexiBertForTokenClassification, {}, {"logits"}),
+        (FlexiBertForQuestionAnswering, {}, {"start_logits", "end_logits"}),
+    ],
+)
+def test_every_head_has_golden_outputs(tmp_path, head, fields, names):
+    torch.manual_seed(0)
+    model = head(FlexiBertConfig(vocab_size=13, layers=SPECS["mixed_heads"], max_position_embeddings=40, **fields))
+    model.save_pretrained(tmp_path)
+    write_golden(model, tmp_path)
+    golden = load_file(tmp_path / "golden.safetensors")
+    assert set(golden) == {"input_ids", "attention_mask"} | names
+    assert verify(tmp_path) == 0.0 and stated_tolerance(tmp_path) == 1e-4
+    FlexiBertForMaskedLM(model.config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="golden.safetensors holds .* of another shape or name than the model's"):
+        verify(tmp_path)
 
 
 def test_damage_is_noticed(own):
@@ -317,88 +346,6 @@ def test_facts_are_plain_json():
     assert CardFacts.from_dict({"name": "a", "corpus": "b", "pretraining": {}, "seeds": []}).scores == ()
 
 
-def test_snippets_of_the_card_run_without_the_package(own, tmp_path):
-    """Each fenced piece of Python, in one process that cannot import flexibert, inside the folder."""
-    snippets = re.findall(r"```python\n(.*?)```", (own / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    under_a_teacher = 1  # needs sentence-transformers
-    assert len(snippets) == 3 == TEMPLATE.read_text(encoding="utf-8").count("```python") - under_a_teacher
-    code = "import sys\nsys.modules['flexibert'] = None\n" + "\n".join(snippets)
-    environment = {
-        **os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": "", "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
-    process = subprocess.run([sys.executable, "-c", code], cwd=own, env=environment, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    assert "torch.Size([1, " in process.stdout and "'token_str'" in process.stdout
-
-
-# --- upload -------------------------------------------------------------------------------------------------------
-
-
-class FakeApi:
-    """Records what would go to the Hub."""
-
-    endpoint = "https://hub.example"
-    calls: list[tuple[str, dict]] = []
-    error: Exception | None = None
-
-    def create_repo(self, repo_id, **options):
-        self.calls.append(("create_repo", {"repo_id": repo_id, **options}))
-        if self.error is not None:
-            raise self.error
-
-    def upload_folder(self, **options):
-        self.calls.append(("upload_folder", options))
-        return SimpleNamespace(commit_url=f"{self.endpoint}/{options['repo_id']}/commit/1")
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    monkeypatch.setattr(FakeApi, "calls", [])
-    monkeypatch.setattr(FakeApi, "error", None)
-    monkeypatch.setattr(publish, "HfApi", FakeApi)
-    return FakeApi
-
-
-def test_dry_run_says_what_would_be(own, hub):
-    (own / "tasks" / "cola").mkdir(parents=True)
-    (own / "tasks" / "cola" / "model.safetensors").touch()
-    (own / ".env").touch()
-    text = push(own, "me/tiny", private=True)
-    assert text.startswith("Would upload 12 files, ") and "to the private https://hub.example/me/tiny:" in text
-    assert "  model.safetensors " in text and "  .eval_results/nyu-mll--glue.yaml " in text
-    assert "tasks" not in text and ".env" not in text and text.endswith("Nothing was uploaded; --push does it.")
-    assert hub.calls == []
-
-
-def test_push(own, hub):
-    (own / "tasks").mkdir()
-    (own / "tasks" / "config.json").touch()
-    text = push(own, "me/tiny", private=False, dry_run=False)
-    (create, created), (upload, uploaded) = hub.calls
-    assert create == "create_repo" and created == {"repo_id": "me/tiny", "private": False, "exist_ok": True}
-    assert upload == "upload_folder" and uploaded["folder_path"] == own
-    here = [path.relative_to(own).as_posix() for path in own.rglob("*") if path.is_file()]
-    sent = set(filter_repo_objects(here, allow_patterns=uploaded["allow_patterns"]))
-    assert sent == set(here) - {"tasks/config.json"}
-    assert text.startswith("Uploaded 12 files") and text.endswith("https://hub.example/me/tiny/commit/1")
-
-
-@pytest.mark.parametrize(
-    "status, message",
-    [
-        (401, r"^https://hub.example wants to know who uploads me/tiny: run `hf auth login`, or set HF_TOKEN"),
-        (403, r"^https://hub.example does not let this token write to me/tiny"),
-    ],
-)
-def test_without_a_token_it_says_what_to_do(own, hub, status, message):
-    hub.error = OSError("Client Error")
-    hub.error.response = SimpleNamespace(status_code=status)
-    with pytest.raises(UserError, match=message) as error:
-        push(own, "me/tiny", private=True, dry_run=False)
-    assert "\n" not in str(error.value)
-
-
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, "0.0001"), (torch.bfloat16, "0.05")])
 def test_the_card_states_the_tolerance_of_the_golden_logits(tmp_path, tokenizer, dtype, tolerance):
     save_checkpoint(build().to(dtype), tokenizer, tmp_path / "model", FACTS)
@@ -408,47 +355,3 @@ def test_the_card_states_the_tolerance_of_the_golden_logits(tmp_path, tokenizer,
     golden = load_file(tmp_path / "model" / "golden.safetensors")
     logits = model.eval()(golden["input_ids"], attention_mask=golden["attention_mask"]).logits[:, GOLDEN_TOKEN]
     assert (logits.float() - golden["logits"].float()).abs().max() <= float(tolerance)
-
-
-def test_refusal_of_the_hub_is_one_line(own, hub):
-    hub.error = OSError("401 Client Error\nLong explanation")
-    with pytest.raises(UserError, match=r"^https://hub.example did not take me/tiny: 401 Client Error$"):
-        push(own, "me/tiny", private=True, dry_run=False)
-
-
-@pytest.mark.parametrize("repo_id", ["", "a/b/c", "-x", "me/ti ny", "me/tiny.git"])
-def test_bad_repo_id(checkpoint, hub, repo_id):
-    with pytest.raises(UserError, match=f"repo id {re.escape(repr(repo_id))}"):
-        push(checkpoint, repo_id, private=True)
-
-
-def remove(name):
-    return lambda folder: (folder / name).unlink()
-
-
-def write(name, text):
-    return lambda folder: (folder / name).write_text(text, encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (remove("config.json"), "config.json missing"),
-        (remove("model.safetensors"), "model.safetensors missing"),
-        (remove("operations.py"), "operations.py missing"),
-        (remove("README.md"), "README.md missing"),
-        (write("config.json", "{"), "config.json is not the configuration of a model"),
-        (write("config.json", "[1]"), "config.json is not the configuration of a model"),
-        (write("config.json", '{"model_type": "bert"}'), "model_type 'bert' is not accepted, expected 'flexibert'"),
-    ],
-)
-def test_only_checkpoints_are_uploaded(own, hub, damage, message):
-    damage(own)
-    with pytest.raises(UserError, match=re.escape(message)):
-        push(own, "me/tiny", private=True, dry_run=False)
-    assert hub.calls == []
-
-
-def test_missing_folder(tmp_path, hub):
-    with pytest.raises(UserError, match="nowhere: no such folder"):
-        push(tmp_path / "nowhere", "me/tiny", private=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from search.artifacts.checkpoint import verify
+from search.artifacts.golden import verify
 
 
 MODEL_CARDS = Path(__file__).resolve().parent.parent / "model_cards"

@@ -17,6 +17,7 @@ from test_task_types import token_task
 from transformers import AutoTokenizer, BertTokenizer
 
 from search.artifacts.finetuned_card import write_finetuned_card
+from search.artifacts.integrity import inspect
 from search.cli import main
 from search.evaluation.cards import finetuned_card
 from search.training.finetuning import FinetuningBudget, FinetuningResult
@@ -117,6 +118,7 @@ def test_a_fine_tuned_checkpoint_has_a_card_of_its_own_and_can_be_published(caps
     assert {result.metric_type: result.metric_value for result in card.data.eval_results} == pytest.approx(wanted)
     assert {result.task_type for result in card.data.eval_results} == {"text-classification"}
     assert "0, 1" in card.text and "It tells apart: 0, 1." in card.text
+    assert all(finding.ok for finding in inspect(checkpoint)), "golden outputs are there and the same"
 
     (snippet,) = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -13,8 +13,7 @@ import optuna
 import pytest
 
 from flexibert import FlexiBertConfig
-from search.artifacts.checkpoint import verify
-from search.artifacts.model_card import golden_tolerance
+from search.artifacts.golden import golden_tolerance, verify
 from search.cli import main
 
 

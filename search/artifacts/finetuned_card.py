@@ -14,6 +14,7 @@ from flexibert import FlexiBertConfig
 
 from ..files import replace_file
 from . import describe
+from .golden import golden_tolerance
 from .model_card import Score, fact_table, model_index_entry, score_table, write_eval_results
 
 
@@ -86,6 +87,7 @@ def render_finetuned_card(folder: Path, facts: FinetunedFacts) -> ModelCard:
         facts=fact_table(facts.training),
         results=score_table(facts.scores),
         layer_table=describe.layer_table(layers) if own else "",
+        tolerance=f"{golden_tolerance(FlexiBertConfig.from_pretrained(folder)):g}" if own else "",
         licence="Apache-2.0 for the weights and the Python files that belong to them."
         if own
         else "The weights have the terms of the encoder that they began with.",

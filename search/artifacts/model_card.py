@@ -20,13 +20,10 @@ from flexibert import FlexiBertConfig
 from ..cost import count_parameters
 from ..files import replace_file
 from . import describe
+from .golden import golden_tolerance
 
 
 TEMPLATE = resources.files(__package__) / "model_card.md"
-
-
-TOLERANCES = {"float32": 1e-4, "float64": 1e-4, "bfloat16": 0.05, "float16": 0.01}
-"""What golden logits may differ by on another machine, by the dtype of the weights."""
 
 
 @dataclass(frozen=True)
@@ -160,11 +157,6 @@ def render_card(folder: Path, card: CardFacts) -> ModelCard:
         fact_table=fact_table,
         tolerance=f"{golden_tolerance(config):g}",
     )
-
-
-def golden_tolerance(config: FlexiBertConfig) -> float:
-    """What the golden logits of a checkpoint may differ by on another machine."""
-    return TOLERANCES.get(str(config.dtype or "float32").removeprefix("torch."), TOLERANCES["float32"])
 
 
 def fact_table(facts: Mapping[str, Any]) -> str:

@@ -5,7 +5,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from flexibert import FlexiBertConfig
+
 from ..artifacts.finetuned_card import write_finetuned_card
+from ..artifacts.golden import load_whole, write_golden
 from ..data.corpus import load_corpus
 from ..data.sources import source_name
 from ..data.tasks import load_tasks
@@ -15,6 +18,7 @@ from ..evaluation.cards import finetuned_card
 from ..files import replace_file, reported
 from ..metrics import RULES, average
 from ..study.run_folder import CACHE
+from ..training.encoders import model_type
 from ..training.finetuning import FinetuningBudget, FinetuningResult
 from ..training.finetuning_runs import FROM_MNLI, finetune_tasks, summarize
 from ..training.soft_labels import TaskTeacher
@@ -56,6 +60,8 @@ def main(options) -> None:
             begun = options.start_from if options.start_from and name in FROM_MNLI else None
             card = finetuned_card(source_name(begun) if begun else base, known[name], budget, runs, teacher)
             with reported(output / name):
+                if model_type(output / name) == FlexiBertConfig.model_type:
+                    write_golden(load_whole(output / name), output / name)
                 write_finetuned_card(output / name, card)
 
     finetune_tasks(

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..artifacts.publish import push
+from ..artifacts.hub import push
 
 
 def main(options) -> None:
@@ -10,4 +10,4 @@ def main(options) -> None:
     folder = Path(options.folder)
     if (folder / "best").is_dir() and not (folder / "config.json").exists():
         folder = folder / "best"
-    print(push(folder, options.repo_id, private=options.private, dry_run=not options.push))
+    print(push(folder, options.repo_id, options.private, not options.push, options.revision, options.replace))
