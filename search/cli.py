@@ -121,6 +121,13 @@ def _add_data(parser, recipe: bool) -> None:
     )
     if recipe:
         group.add_argument(
+            "--tokenizer-kind",
+            choices=("wordpiece", "unigram", "byte_bpe"),
+            default=argparse.SUPPRESS,
+            help="what is trained: WordPiece in lower case, or with upper case pieces by a unigram language model, or "
+            f"pairs of bytes, to which no text is unknown{default}",
+        )
+        group.add_argument(
             "--teacher",
             default=argparse.SUPPRESS,
             metavar="DIR|ID",

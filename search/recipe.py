@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from .data.tokenizer_kinds import TOKENIZER_KINDS
 from .errors import UserError
 from .evaluation.architectures import load_architecture
 from .evaluation.model_config import check_fields
@@ -42,6 +43,7 @@ class Recipe:
         tasks: Whose mean primary metric is the score; none scores by masked token accuracy.
         corpus: Where the text comes from, None for the embedded one; `corpus_config` names a configuration of it.
         tokenizer: Folder or Hub id, None to train one of `vocab_size` on the corpus, or to take the teacher's.
+        tokenizer_kind: Name in `tokenizer_kinds.TOKENIZER_KINDS` of what is trained on the corpus.
         teacher: Folder or Hub id of an encoder to learn from, see `training.teacher`; None for none.
         embeddings: Whether word embeddings start at random or from the teacher's, where there is one.
         max_train_examples: Cap on the examples of a task, None for all.
@@ -66,6 +68,7 @@ class Recipe:
     corpus: str | None = None
     corpus_config: str | None = None
     tokenizer: str | None = None
+    tokenizer_kind: str = one_of(*TOKENIZER_KINDS, default="wordpiece")
     teacher: str | None = None
     embeddings: Literal["random", "teacher"] = "teacher"
     vocab_size: int = limited(least=1, most=MAX_VOCABULARY, default=8192)

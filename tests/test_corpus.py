@@ -24,7 +24,8 @@ from search.data.corpus import Corpus, load_corpus
 from search.data.documents import documents
 from search.data.python_text import python_documents
 from search.data.sources import quiet
-from search.data.tokenizer import load_tokenizer, train_tokenizer
+from search.data.tokenizer import load_tokenizer
+from search.data.tokenizer_kinds import train_wordpiece
 from search.errors import UserError
 
 
@@ -218,7 +219,7 @@ def test_trained_tokenizer_is_a_bert_tokenizer(tokenizer, python_corpus):
 def test_training_comes_out_the_same(python_corpus):
     """The trainer of `tokenizers` alone gives another vocabulary each time, within one process too."""
     dataset = python_corpus.train.select(range(300))
-    first, second = (train_tokenizer(dataset, 800).get_vocab() for _ in range(2))
+    first, second = (train_wordpiece(dataset, 800).get_vocab() for _ in range(2))
     assert first == second and len(first) == 800
 
 

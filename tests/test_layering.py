@@ -30,7 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "training": {"data", "metrics"},
     "evaluation": {"cost", "metrics", "space", "samplers", "study", "artifacts", "data", "training"},
     # the command
-    "recipe": {"space", "samplers", "study", "training", "evaluation"},
+    "recipe": {"space", "samplers", "study", "data", "training", "evaluation"},
     "commands": {"cost", "metrics", "samplers", "study", "artifacts", "data", "training", "evaluation", "recipe"},
     "cli": {"cost", "study"},
     "__main__": {"cli"},

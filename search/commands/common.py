@@ -119,11 +119,17 @@ def load_data(recipe: Recipe, options, accelerator: Accelerator, progress: RunPr
     cache = runs / CACHE
     length = recipe.pretraining.sequence_length
     objective_weights(recipe.pretraining.objectives, recipe.teacher is not None)
+    given = "teacher" if recipe.teacher is not None else "tokenizer"
+    if recipe.tokenizer_kind != "wordpiece" and getattr(recipe, given) is not None:
+        raise UserError(
+            f"--tokenizer-kind {recipe.tokenizer_kind} says how a tokenizer is trained, but --{given} "
+            f"{getattr(recipe, given)} brings one"
+        )
     if recipe.teacher is not None:
         return load_taught_data(recipe, options, accelerator, progress, cache)
     with accelerator.main_process_first():
         corpus = load_corpus(recipe.corpus, recipe.corpus_config, options.text_column, options.encoding)
-        tokenizer = load_tokenizer(recipe.tokenizer, corpus, cache, recipe.vocab_size)
+        tokenizer = load_tokenizer(recipe.tokenizer, corpus, cache, recipe.vocab_size, recipe.tokenizer_kind)
         blocks = tokenized_blocks(corpus.train, tokenizer, length, cache)
         validation_blocks = tokenized_blocks(corpus.validation, tokenizer, length, cache)
     progress.say(f"{corpus.name}: {blocks.size:,} tokens to train on, vocabulary of {vocabulary_size(tokenizer):,}")
@@ -136,7 +142,7 @@ def say_unknown(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, progress
     share = unknown_share(np.asarray(tokens), tokenizer)
     line = f"{100 * share:.2f} % of the validation text is unknown tokens"
     if share > TOO_MANY_UNKNOWN:
-        line = f"warning: {line}; a larger vocabulary or another tokenizer would know more"
+        line = f"warning: {line}; a larger vocabulary, another tokenizer or --tokenizer-kind byte_bpe would know more"
     progress.say(line)
 
 
