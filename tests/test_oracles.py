@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from flexibert import GRAPHS, FlexiBertConfig, FlexiBertForMaskedLM, FlexiBertModel, convert_transformers_model
 from flexibert.modeling_flexibert import FlexiBertMixer
 from flexibert.operations import TRANSFORMS, MixingContext, ScoredAttention, convolve, drop, rotate
+from flexibert.spec import OPERATIONS
 
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -450,3 +451,20 @@ def test_lightweight_convolution_equals_formula(kernel_size, gated):
             value = value / (1 + (-mixer.projections["gate"](x[row : row + 1, :length])).exp())
         expected = naive_convolution(by_heads(value, 4), weights[None, :, None].expand(1, 4, length, kernel_size))
         torch.testing.assert_close(actual[row, :, :length], expected[0], **TOLERANCE)
+
+
+# --- completeness -------------------------------------------------------------------------------------------------
+
+ORACLES = {
+    "self_attention": (test_equal_to_transformers_base_model, test_self_attention_equals_torch_kernel),
+    "linear_transform": (test_equal_to_transformers_base_model, test_transforms_equal_scipy),
+    "dynamic_convolution": (test_equal_to_transformers_base_model, test_dynamic_convolution_equals_loop),
+    "lightweight_convolution": (test_lightweight_convolution_equals_formula,),
+    "attention_graph": (test_graph_of_plain_attention_equals_self_attention, test_graph_without_softmax_tail),
+}
+"""Operation -> tests above that compute it in another way."""
+
+
+def test_every_operation_has_an_oracle():
+    assert ORACLES.keys() == OPERATIONS.keys()
+    assert all(ORACLES.values())

@@ -12,6 +12,7 @@ import pytest
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM, list_architectures
 from flexibert.spec import OPERATIONS
 from search.cli import build_parser
+from search.cost import COSTS
 from search.data.corpus import load_corpus
 from search.data.tokenizer import load_tokenizer
 from search.recipe import parse_recipe
@@ -145,7 +146,13 @@ def test_every_documented_module_can_be_imported():
 def test_guides_know_every_entry_of_the_tables():
     """What users choose from by name; a new entry that no guide knows is not there for them."""
     define, search, train = (PAGES[f"docs/guides/{name}.md"] for name in ("define", "search", "train"))
-    tables = ((OPERATIONS, define), (SAMPLERS, search), (OBJECTIVES, train), (list_architectures(), define))
+    tables = (
+        (OPERATIONS, define),
+        (list_architectures(), define),
+        (SAMPLERS, search),
+        (COSTS, search),
+        (OBJECTIVES, train),
+    )
     for names, page in tables:
         for name in names:
             known = {f"`{name}`", f"`{name.rpartition('-')[0]}-*`", f"`{name.split('-')[0]}-*`"}
