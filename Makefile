@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: search test test-slow official check style docs clean
+.PHONY: search test test-slow official check style cards docs clean
 
 search: $(READY)
 	$(BIN)/accelerate launch -m search
@@ -31,6 +31,10 @@ check: $(READY)
 style: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# model_cards/ anew, from result files and benchmarks/model_facts.json
+cards: $(READY)
+	$(BIN)/python benchmarks/model_cards.py
 
 # the site in site/, from docs/ and the docstrings; warnings are errors
 docs: $(READY)

@@ -36,6 +36,9 @@ from search.files import replace_file  # noqa: E402
 from search.training.finetuning import FinetuningBudget, finetune  # noqa: E402
 
 
+GLUE = "nyu-mll/glue"
+
+
 def measure(checkpoint: Path, tasks: Sequence[str], glue: str, budget: FinetuningBudget, results: dict, seed: int):
     """Yields the results after each measurement that they lack."""
     if "zero_shot" not in results:
@@ -62,36 +65,68 @@ def measure(checkpoint: Path, tasks: Sequence[str], glue: str, budget: Finetunin
             yield results
 
 
-def scores(card: ModelCard, results: dict, corpus: str) -> tuple[Score, ...]:
-    """What the card of `pretrain` says, and what was measured since."""
-    pretrained = [
-        Score(entry.task_name, entry.metric_type, entry.metric_value, corpus, task_type=entry.task_type)
-        for entry in card.data.eval_results
-    ]
+def told(card: ModelCard, corpus: str | None) -> dict:
+    """What the card that `pretrain` left says of the training, as a part of the results."""
+    teacher, _, told_corpus = card.text.partition("Learnt from the last hidden states of ")[2].partition(", on: ")
+    rows = card.text.partition("\n## Training\n")[2].partition("\n## ")[0].splitlines()
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if row.startswith("| ")]
+    return {
+        "teacher": teacher,
+        "corpus": corpus or told_corpus.split("\n")[0].rstrip("."),
+        "pretraining": {
+            name: value for name, value in cells if name and not name.startswith("---") and name != "seeds"
+        },
+        "pretrained": [
+            {
+                "task": entry.task_name,
+                "metric": entry.metric_type,
+                "value": entry.metric_value,
+                "task_type": entry.task_type,
+            }
+            for entry in card.data.eval_results
+        ],
+    }
+
+
+def scores(results: dict) -> tuple[Score, ...]:
+    """What the card of `pretrain` said, and what was measured since, on whole validation sets of GLUE."""
+    pretrained = [Score(**entry, dataset=results["corpus"]) for entry in results["pretrained"]]
     untouched = [
         Score(task, f"{metric}_percent", 100 * value, f"{task}, cosine of two sentences", budget="none",
-              task_type="sentence-similarity")
+              task_type="sentence-similarity", hub_dataset=GLUE, config=task, for_hub=False)
         for task, metrics in results["zero_shot"].items()
         for metric, value in metrics.items()
     ]  # fmt: skip
+    runs = results.get("fine_tuned", {})
+    best: dict[str, str] = {}  # of the ways of encoding pairs, by the first metric
+    for key in sorted(runs, key=lambda key: next(iter(runs[key]["metrics"].values()))):
+        best[key.partition(" ")[0]] = key
     fine_tuned = []
-    for key, run in results.get("fine_tuned", {}).items():
+    for key, run in runs.items():
         task, _, encoding = key.partition(" ")
         spent = f"{run['budget']['epochs']:g} epochs, batch {run['budget']['batch_size']}, learning rate "
         spent += f"{run['budget']['learning_rate']:g}" + (f", pairs {encoding}" if encoding else "")
         where = f"{task} ({run['training_examples']:,} training examples)"
         fine_tuned += [
-            Score(task, f"{metric}_percent", 100 * value, where, budget=spent, seeds=(run["seed"],))
+            Score(task, f"{metric}_percent", 100 * value, where, budget=spent, seeds=(run["seed"],),
+                  hub_dataset=GLUE, config=task, for_hub=best[task] == key)
             for metric, value in run["metrics"].items()
-        ]
+        ]  # fmt: skip
     return (*pretrained, *untouched, *fine_tuned)
 
 
-def facts(text: str) -> dict[str, str]:
-    """The table below the heading Training of a card."""
-    rows = text.partition("\n## Training\n")[2].partition("\n## ")[0].splitlines()
-    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if row.startswith("| ")]
-    return {name: value for name, value in cells if name and not name.startswith("---") and name != "seeds"}
+def card(name: str, results: dict) -> CardFacts:
+    """What the card of the resident says; every number is in its results."""
+    return CardFacts(
+        name=name,
+        corpus=results["corpus"],
+        pretraining=results["pretraining"],
+        seeds=(0,),
+        scores=scores(results),
+        language="en",
+        teacher=results["teacher"],
+        fills_masks=False,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -99,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--tasks", default="", help="comma-separated tasks of GLUE to fine-tune on")
-    parser.add_argument("--glue", default="nyu-mll/glue")
+    parser.add_argument("--glue", default=GLUE)
     parser.add_argument("--epochs", type=float, default=4)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--precision", default="bf16")
@@ -115,24 +150,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             replace_file(options.results, json.dumps(done, indent=1) + "\n")
             print(json.dumps(done)[-300:], flush=True)
     if options.output:
-        card = ModelCard.load(options.checkpoint / "README.md")
-        teacher, _, corpus = card.text.partition("Learnt from the last hidden states of ")[2].partition(", on: ")
-        corpus = options.corpus or corpus.split("\n")[0].rstrip(".")
+        results |= told(ModelCard.load(options.checkpoint / "README.md"), options.corpus)
+        replace_file(options.results, json.dumps(results, indent=1) + "\n")
         state_map = load_file(options.checkpoint / MAP / "model.safetensors")
         save_checkpoint(
             FlexiBertForMaskedLM.from_pretrained(options.checkpoint, dtype=torch.bfloat16),
             AutoTokenizer.from_pretrained(options.checkpoint),
             options.output,
-            CardFacts(
-                name=options.output.name,
-                corpus=corpus,
-                pretraining=facts(card.text),
-                seeds=(0,),
-                scores=scores(card, results, corpus),
-                language="en",
-                teacher=teacher,
-                fills_masks=False,
-            ),
+            card(options.output.name, results),
             {name.removeprefix("linear."): tensor for name, tensor in state_map.items()},
         )
 

@@ -5,8 +5,10 @@ say the same again. A picture is about as wide as a phone's screen, so that its 
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from importlib import resources
 from itertools import groupby
 
 import numpy as np
@@ -42,6 +44,18 @@ def picture(title: str, parts: Iterable[str], width: float = WIDTH, height: floa
     """A whole picture; `title` says to those who do not see it what it shows."""
     content = element("title", escape(title)) + "".join(parts)
     return element("svg", content, viewBox=f"0 0 {width:g} {height:g}", role="img")
+
+
+def standalone(svg: str) -> str:
+    """A picture as a file of its own: with a namespace and the rules of the page's style sheet that it needs."""
+    page = (resources.files(__package__) / "report.html").read_text(encoding="utf-8")
+    style = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)[0]
+    rules = re.findall(
+        r":root \{.*?\n\}|@media \(prefers.*?\n\}|svg text \{[^}]*\}|rect\.group \{[^}]*\}", style, re.DOTALL
+    )
+    rules.append("svg { background: var(--back); font-family: system-ui, sans-serif; }")
+    body = svg if "xmlns" in svg else svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg" width="480"', 1)
+    return re.sub(r"(<svg[^>]*>)", lambda opening: f"{opening[1]}<style>{' '.join(rules)}</style>", body, count=1)
 
 
 Numbers = Sequence[float] | np.ndarray

@@ -17,13 +17,15 @@ from huggingface_hub.utils import yaml_dump
 
 from flexibert import FlexiBertConfig
 
-from ..cost import count_parameters
+from ..cost import count_parameters, forward_flops
 from ..files import replace_file
-from . import describe
+from . import charts, describe
 from .golden import golden_tolerance
 
 
 TEMPLATE = resources.files(__package__) / "model_card.md"
+
+DRAWING = "architecture.svg"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Score:
         seeds: Of fine-tuning.
         standard_deviation: Over the seeds.
         task_type: One of the Hub's tasks.
+        for_hub: Whether it is what this model has on the whole data set, of which the Hub takes one number a task; not
+            where a part of the split was left out.
     """
 
     task: str
@@ -54,6 +58,7 @@ class Score:
     seeds: tuple[int, ...] = ()
     standard_deviation: float | None = None
     task_type: str = "text-classification"
+    for_hub: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class CardFacts:
     Attributes:
         name: Of the model.
         corpus: What it was pretrained on, in words; `hub_datasets` are ids on the Hub, if the text came from there.
+            Empty where it was not trained.
         pretraining: Budget and cost, with units in the names: {"steps": 120, "batch_size": 32, "train_seconds": ...}.
         seeds: Of pretraining.
         scores: What was measured.
@@ -72,6 +78,8 @@ class CardFacts:
         language: ISO 639 code of the corpus, if known.
         teacher: Name of the encoder whose states were learnt, if any.
         fills_masks: Whether masked language modelling was learnt.
+        origin: Where the architecture comes from, in words.
+        reported: What its authors say of it, and how far that can be trusted; one sentence or two each.
     """
 
     name: str
@@ -84,17 +92,22 @@ class CardFacts:
     language: str | None = None
     teacher: str = ""
     fills_masks: bool = True
+    origin: str = ""
+    reported: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "CardFacts":
         scores = tuple(Score(**{**score, "seeds": tuple(score.get("seeds", ()))}) for score in data.get("scores", ()))
-        tuples = {name: tuple(data[name]) for name in ("seeds", "hub_datasets") if name in data}
+        tuples = {name: tuple(data[name]) for name in ("seeds", "hub_datasets", "reported") if name in data}
         return cls(**{**data, **tuples, "scores": scores})
 
 
 def write_card(folder: Path, card: CardFacts) -> None:
-    """Writes the model card of a checkpoint anew, README.md and .eval_results/, for instance once it has scores."""
+    """Writes the model card of a checkpoint anew, README.md, its drawing and .eval_results/, for instance once it has
+    scores."""
     folder = Path(folder)
+    drawing = charts.standalone(charts.encoder(FlexiBertConfig.from_pretrained(folder).layer_specs))
+    replace_file(folder / DRAWING, f"{drawing}\n")
     replace_file(folder / "README.md", f"{render_card(folder, card)}\n")
     write_eval_results(folder, card.scores)
 
@@ -145,9 +158,13 @@ def render_card(folder: Path, card: CardFacts) -> ModelCard:
             "positions": config.position_embedding_type,
             "classifier_pooling": config.classifier_pooling,
             "maximum_length": f"{config.max_position_embeddings} tokens",
+            "forward_pass": forward_pass(config),
             "fingerprint": config.fingerprint,
             "stored_as": config.dtype and str(config.dtype).removeprefix("torch."),
         },
+        drawing=DRAWING,
+        origin=describe.escape(card.origin),
+        reported=list(map(describe.escape, card.reported)),
         layer_table=describe.layer_table(layers),
         graph_lines=describe.graph_lines(layers),
         padding=describe.padding_behaviour(layers),
@@ -157,6 +174,11 @@ def render_card(folder: Path, card: CardFacts) -> ModelCard:
         fact_table=fact_table,
         tolerance=f"{golden_tolerance(config):g}",
     )
+
+
+def forward_pass(config: FlexiBertConfig) -> str:
+    length = min(128, config.max_position_embeddings)
+    return f"{forward_flops(config, length, predictions=0) / 1e9:.3g} GFLOP on {length} tokens"
 
 
 def fact_table(facts: Mapping[str, Any]) -> str:
@@ -196,7 +218,7 @@ def _eval_results(scores: Sequence[Score]) -> dict[str, list[EvalResultEntry]]:
     """Data set on the Hub -> its scores. A task there has one value, which is the first metric given for it."""
     entries: dict[tuple[str, str], EvalResultEntry] = {}
     for score in scores:
-        if score.hub_dataset is None or not math.isfinite(score.value):
+        if score.hub_dataset is None or not score.for_hub or not math.isfinite(score.value):
             continue
         task = score.config or "default"
         notes = "; ".join(filter(None, (describe.label(score.metric), f"{score.split} split", score.budget)))
