@@ -383,6 +383,9 @@ def test_what_to_try_next_can_be_pasted_into_a_shell(tmp_path, name):
     words = shlex.split(publish.split("it  ", 1)[1])
     assert words[4] == str(folder.best)
     validate_repo_id(words[6])
+    taught = shlex.split(next_commands(folder, "", fills_masks=False)[0].split("it  ", 1)[1])[2]
+    compile(taught, "code", "exec")
+    assert repr(str(folder.best)) in taught and "mask" not in taught, "what learnt from states alone fills no masks"
 
 
 def test_terminals_that_know_few_characters(tmp_path):

@@ -17,7 +17,7 @@ from ..files import check_place
 from ..progress import RunProgress, duration
 from ..recipe import load_recipe
 from ..study.run_folder import training_folder
-from ..training.objectives import PREDICTING, objective_weights
+from ..training.objectives import objective_weights, predicts
 from ..training.pretraining import pretrain
 from ..training.teacher import give_embeddings
 from .common import load_data, override, start, training_display
@@ -41,7 +41,7 @@ def main(options) -> None:
         if data.teacher is not None and recipe.embeddings == "teacher":
             give_embeddings(model.model.embeddings.word_embeddings.weight, data.teacher, config.pad_token_id)
         weights = objective_weights(budget.objectives, data.teacher is not None)
-        predictions = round(budget.mask_fraction * budget.sequence_length) if set(PREDICTING) & weights.keys() else 0
+        predictions = round(budget.mask_fraction * budget.sequence_length) if predicts(weights) else 0
         flops = 3 * forward_flops(config, budget.sequence_length, predictions)
         flops_per_token = flops / budget.sequence_length
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)

@@ -41,6 +41,7 @@ from ..study.search import Search
 from ..study.storage import check_data, open_study, study_name
 from ..study.trials import best_trial, finished
 from ..study.workers import this_worker
+from ..training.objectives import objective_weights, predicts
 from .common import Data, interpreter, load_data, override, own_data, start
 
 
@@ -109,7 +110,8 @@ def main(options) -> None:
             trial_timeout=options.trial_timeout,
         )
     if study is not None:
-        conclude(study, folder, finetuning_options(recipe, options), options.json)
+        fills_masks = predicts(objective_weights(recipe.pretraining.objectives, recipe.teacher is not None))
+        conclude(study, folder, next_commands(folder, finetuning_options(recipe, options), fills_masks), options.json)
 
 
 def limits(options) -> dict[str, float]:
@@ -231,8 +233,8 @@ def finetuning_options(recipe: Recipe, options) -> str:
     return " ".join(f"{option} {shlex.quote(value)}" for option, value in given.items() if value is not None)
 
 
-def conclude(study: optuna.Study, folder: RunFolder, finetuning: str, as_json: bool) -> None:
-    """Writes summary and report, and says what was found and what can be done with it."""
+def conclude(study: optuna.Study, folder: RunFolder, commands: Sequence[str], as_json: bool) -> None:
+    """Writes summary and report, and says what was found and, as commands, what can be done with it."""
     with reported(folder.report):
         summary = json.dumps(summarise(study), indent=2, allow_nan=False)
         replace_file(folder.summary, summary)
@@ -260,18 +262,28 @@ def conclude(study: optuna.Study, folder: RunFolder, finetuning: str, as_json: b
         f"  checkpoint {folder.best}, report {folder.report / 'index.html'}",
         "",
         "Try next:",
-        *next_commands(folder, finetuning),
+        *commands,
     ]
     print("\n".join(lines))
 
 
-def next_commands(folder: RunFolder, finetuning: str) -> list[str]:
-    """What can be done with the best encoder, to be pasted into a shell whatever its path holds."""
+def next_commands(folder: RunFolder, finetuning: str, fills_masks: bool = True) -> list[str]:
+    """What can be done with the best encoder, to be pasted into a shell whatever its path holds.
+
+    Args:
+        finetuning: Options of the command finetune.
+        fills_masks: Whether it learnt to.
+    """
     checkpoint, python = shlex.quote(str(folder.best)), shlex.quote(interpreter())
+    task, name = ("fill-mask", "fill") if fills_masks else ("feature-extraction", "states")
+    use = (
+        "print(fill('The result is a [MASK].'.replace('[MASK]', fill.tokenizer.mask_token)))"
+        if fills_masks
+        else "print(states('The result is clear.', return_tensors=True).shape)"
+    )
     code = (
         "from transformers import pipeline; "
-        f"fill = pipeline('fill-mask', {str(folder.best)!r}, trust_remote_code=True); "
-        "print(fill('The result is a [MASK].'.replace('[MASK]', fill.tokenizer.mask_token)))"
+        f"{name} = pipeline('{task}', {str(folder.best)!r}, trust_remote_code=True); {use}"
     )
     # In double quotes, which reads better, as long as nothing in it means something to a shell there.
     load = shlex.quote(code) if set(code) & set('"\\$`!') else f'"{code}"'

@@ -10,7 +10,7 @@ from ..artifacts.model_card import CardFacts, Score
 from ..data.tasks import Task
 from ..training.finetuning import FinetuningBudget, FinetuningResult
 from ..training.finetuning_runs import summarize
-from ..training.objectives import PREDICTING, objective_weights
+from ..training.objectives import objective_weights, predicts
 from ..training.pretraining import PretrainingBudget, PretrainingResult
 from ..training.task_types import TASK_TYPES, is_pair
 
@@ -38,7 +38,7 @@ def pretraining_card(
         seeds=(seed,),
         scores=scores,
         teacher=teacher,
-        fills_masks=any(name in weights for name in PREDICTING),
+        fills_masks=predicts(weights),
     )
 
 

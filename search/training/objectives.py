@@ -10,7 +10,7 @@ tokens fall on them.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -64,6 +64,11 @@ def objective_weights(given: Mapping[str, float], taught: bool) -> dict[str, flo
     return dict(weights)
 
 
+def predicts(weights: Iterable[str]) -> bool:
+    """Whether objectives train the prediction head, so that a model fills masks afterwards."""
+    return any(name in PREDICTING for name in weights)
+
+
 def states_and_logits(model, inputs: Mapping[str, torch.Tensor], positions: torch.Tensor | None):
     """Last hidden states (B, L, D) of a `FlexiBertForMaskedLM`, and its logits (N, V) at positions, if any are given.
 
@@ -94,7 +99,7 @@ class Student(nn.Module):
         self.objectives: Any = nn.ModuleDict(
             {name: STATE_OBJECTIVES[name]() for name in weights if name not in PREDICTING}
         )
-        self.predicts = any(name in PREDICTING for name in weights)
+        self.predicts = predicts(weights)
         own = not hasattr(model, "states_and_logits")
         self.map: nn.Linear | None = None
         if size is not None and any(objective.uses_map for objective in self.objectives.values()):

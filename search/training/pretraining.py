@@ -21,7 +21,7 @@ from accelerate.utils import set_seed
 from ..errors import TrainingDiverged, UserError
 from ..parsing import limited
 from .masked_lm import IGNORED, MaskedLanguageModelling, to_device
-from .objectives import LOGITS, MASKED_LM, PREDICTING, Student, objective_weights
+from .objectives import LOGITS, MASKED_LM, Student, objective_weights, predicts
 from .state import load_checkpoint, model_digest, save_checkpoint, text_digest
 from .taught_batches import TaughtBatches, counts
 from .teacher import TaughtText
@@ -281,7 +281,7 @@ def batch_source(
 ) -> MaskedLanguageModelling | TaughtBatches:
     """What makes the batches of a text."""
     if isinstance(text, TaughtText):
-        masked = any(name in weights for name in PREDICTING)
+        masked = predicts(weights)
         return TaughtBatches(text, tokenizer, budget.mask_fraction, seed, masked, LOGITS in weights)
     return MaskedLanguageModelling(text, tokenizer, budget.mask_fraction, seed)
 
