@@ -218,7 +218,7 @@ def _subsets(
 
 
 @lru_cache(maxsize=2)
-def _oracle(kind: str, space_name: str, effect: str, name: str):
+def random_function(kind: str, space_name: str, effect: str, name: str):
     """A space, random members of it, and a function of architectures."""
     space = SearchSpace.from_dict(SPACES[space_name]) if space_name in SPACES else load_recipe(space_name).space
     rng = random.Random(name)
@@ -227,13 +227,13 @@ def _oracle(kind: str, space_name: str, effect: str, name: str):
 
 
 def _oracle_pools(kind: str, space_name: str, effect: str, noise: float, name: str, subsets: int) -> list[Problem]:
-    space, members, function = _oracle(kind, space_name, effect, name)
+    space, members, function = random_function(kind, space_name, effect, name)
     scores = function(members) + noise * _generator(f"noise {name}").normal(size=len(members))
     return _subsets(space, members, scores, name, subsets)
 
 
 def _oracle_space(kind: str, space_name: str, effect: str, noise: float, name: str) -> Problem:
-    space, _, function = _oracle(kind, space_name, effect, name)
+    space, _, function = random_function(kind, space_name, effect, name)
     encoding, rng = encoding_of(space), random.Random(name)
     sample = function([space.sample(rng) for _ in range(4000)])
 
