@@ -76,8 +76,8 @@ def measure(
 
 
 def mean_of_8(fine_tuned: dict) -> dict:
-    """The mean over GLUE's tasks, in percent, once all are there; for each task of two texts with the better encoding of
-    those that were tried, and which that is."""
+    """The mean over GLUE's tasks, in percent, once all are there, of each task of two texts with the better encoding that
+    was tried; and which that is."""
     best: dict[str, tuple[float, str]] = {}
     for key, run in fine_tuned.items():
         task, _, encoding = key.partition(" ")
