@@ -76,8 +76,7 @@ def measure(
 
 
 def mean_of_8(fine_tuned: dict) -> dict:
-    """The mean over GLUE's tasks, in percent, once all are there, of each task of two texts with the better encoding that
-    was tried; and which that is."""
+    """The mean over GLUE in percent, once all tasks are there, and how pairs were encoded: as was better for each."""
     best: dict[str, tuple[float, str]] = {}
     for key, run in fine_tuned.items():
         task, _, encoding = key.partition(" ")
