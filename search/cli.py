@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from .cost import COSTS, SCORE, limit_option
-from .errors import TrainingDiverged, UserError, without_secrets
+from .errors import StartAnew, TrainingDiverged, UserError, without_secrets
 from .option_values import names, positive, positive_float, seconds, seed, seeds, share, tasks, whole
 from .study.signals import stoppable
 
@@ -35,7 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with stoppable():
             options = build_parser().parse_args(arguments)
-            return options.run(options) or 0
+            try:
+                return options.run(options) or 0
+            except StartAnew as error:
+                if arguments is not None:  # the program is another one, which is not to be replaced
+                    raise UserError(str(error)) from error
+                from .study.processes import start_anew
+
+                return start_anew(error.hours)
     except (UserError, TrainingDiverged) as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"search: error: {without_secrets(str(error))}", file=sys.stderr)

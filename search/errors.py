@@ -35,6 +35,19 @@ class TrialTooLong(RuntimeError):
     """A trial took longer than it may. It has failed, and the search goes on."""
 
 
+class StartAnew(Exception):
+    """An error in one of the processes that train together has brought them out of step. They have to start anew,
+    which the command does, see `study/processes.py`.
+
+    Attributes:
+        hours: What is left of the time of the search; None where it has no end.
+    """
+
+    def __init__(self, hours: float | None = None):
+        super().__init__("one of the processes that train together failed; the same command goes on from here")
+        self.hours = hours
+
+
 class OutOfTime(Exception):
     """The time that was given for a search is over; what is being trained is left for another start."""
 

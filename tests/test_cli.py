@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub.utils import validate_repo_id
 
+from flexibert import FlexiBertModel
 from search.cli import main
 from search.commands.run import next_commands
 from search.study.run_folder import RunFolder
@@ -132,6 +134,27 @@ def test_a_search_leaves_a_run_folder_and_says_what_to_try(tmp_path, recipe):
     assert scores.returncode == 0, scores.stderr
     assert "word_order" in scores.stdout and "accuracy" in scores.stdout
     assert (tmp_path / "fine" / "word_order" / "config.json").is_file()
+
+
+def test_a_search_without_enough_memory_takes_smaller_micro_batches(tmp_path, recipe, monkeypatch, capsys):
+    """Of what is trained, encoders and heads, as much fits into the memory as half a batch."""
+    largest, inner = [], FlexiBertModel.forward
+
+    def forward(self, input_ids=None, *others, **arguments):
+        if self.training and len(input_ids) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        largest.append(len(input_ids) if self.training else 0)
+        return inner(self, input_ids, *others, **arguments)
+
+    monkeypatch.setattr(FlexiBertModel, "forward", forward)
+    options = ["--recipe", recipe, "--runs", str(tmp_path / "runs"), "--trials", "1", "--max-failures", "1"]
+    assert main(["run", *options]) == 0
+    folder = tmp_path / "runs" / "tiny"
+    assert "CUDA out of memory. Tried to allocate 2 GiB; to be tried again" in capsys.readouterr().out
+    assert max(largest) == 4 and largest.count(4) == 2 * (4 + 2)  # two for each step of pretraining and fine-tuning
+    [checkpoint] = (folder / "trials").glob("0001-*")
+    assert re.search(r"micro.batches\W+2\b", (checkpoint / "README.md").read_text(encoding="utf-8"))
+    assert "(done again as trial 1)" in (folder / "report" / "report.md").read_text(encoding="utf-8")
 
 
 def test_weights_are_transferred_and_costs_weighed_level_by_level(tmp_path, corpus):

@@ -21,10 +21,11 @@ from search import cli
 from search.errors import TrainingDiverged, UserError, without_secrets
 from search.progress import RunProgress
 from search.samplers import SAMPLERS, create_sampler
-from search.samplers.trials import FAILURE, INTERRUPTED, LAYERS, RETRY_OF, WORKER
+from search.samplers.trials import FAILURE, INTERRUPTED, LAYERS, OUT_OF_MEMORY, RETRY_OF, SPLIT, WORKER
 from search.space.search_space import SearchSpace
 from search.study import workers
-from search.study.faults import is_users, reason
+from search.study.faults import is_out_of_memory, is_users, reason
+from search.study.results import problems
 from search.study.run_folder import RunFolder
 from search.study.search import Search
 from search.study.trials import finished
@@ -85,15 +86,19 @@ def make_search(tmp_path, evaluate, sampler="random", study=None):
 
 
 class FailsOnce:
-    """Raises, or returns no number, in the third trial."""
+    """Raises, or returns no number, for the third architecture; `times` None is as often as it comes."""
 
-    def __init__(self, error):
+    def __init__(self, error, times=None):
         self.error = error
+        self.times = times
         self.seen = []
+        self.splits = []
 
-    def __call__(self, layers, folder, source=None):
+    def __call__(self, layers, folder, source=None, split=1):
         self.seen.append(fingerprint(layers))
-        if len(self.seen) == 3:
+        self.splits.append(split)
+        times = self.seen.count(self.seen[-1])
+        if self.seen.index(self.seen[-1]) == 2 and (self.times is None or times <= self.times):
             if self.error is None:
                 return {"score_percent": float("nan")}
             raise self.error
@@ -116,13 +121,64 @@ def test_any_error_of_a_trial_fails_it_and_the_search_goes_on(tmp_path, sampler,
     assert failed.state == TrialState.FAIL and expected in failed.user_attrs[FAILURE]
     assert "\n" not in failed.user_attrs[FAILURE]
     assert len(finished(search.study)) == 8
-    assert len(set(evaluate.seen)) == len(evaluate.seen) == 9  # what failed is known and not tried again
+    again = [2] if is_out_of_memory(error) else []  # and else what failed is known and not tried again
+    assert len(set(evaluate.seen)) == 9 and evaluate.splits == [1, 1, 1, *again, *[1] * 6]
     assert not search.study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
+
+
+MEMORY = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    "runtime": RuntimeError("CUDA error: out of memory"),
+    "allocator": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes."),
+    "machine": MemoryError("Unable to allocate 2 GiB for an array"),
+    "system": OSError(errno.ENOMEM, "Cannot allocate memory"),
+}
+
+
+@pytest.mark.parametrize("kind", MEMORY)
+def test_what_found_no_memory_is_tried_once_more_with_smaller_micro_batches(tmp_path, kind):
+    evaluate = FailsOnce(MEMORY[kind], times=1)
+    search = make_search(tmp_path, evaluate)
+    search.run(5, max_failures=1)  # it is no failure
+    assert evaluate.seen[2] == evaluate.seen[3] and evaluate.splits == [1, 1, 1, 2, 1, 1]
+    first, again = search.study.trials[2:4]
+    assert first.state == TrialState.FAIL and first.user_attrs[OUT_OF_MEMORY] and FAILURE not in first.user_attrs
+    assert again.user_attrs[RETRY_OF] == 2 and again.user_attrs[SPLIT] == 2 and again.values is not None
+    [(number, problem)] = problems(search.study)
+    assert (
+        number == 2
+        and problem
+        == f"{reason(MEMORY[kind])}; to be tried again with smaller micro-batches (done " + ("again as trial 3)")
+    )
+    assert len(finished(search.study)) == 5
+
+
+def test_a_second_try_that_is_interrupted_keeps_its_smaller_micro_batches():
+    study = new_study()
+    study.enqueue_trial(SPACE.parameters(SPACE.sample(random.Random(0))))
+    first = ask(study)
+    first.set_user_attr(LAYERS, layers_to_dicts(SPACE.suggest(first)))
+    first.set_user_attr(OUT_OF_MEMORY, True)
+    release(study, first, "no memory")
+    for expected in (1, 2):
+        assert recover(study) == 1
+        trial = ask(study)
+        assert trial.user_attrs[SPLIT] == 2 and len(study.trials) == expected + 1
+        trial.set_user_attr(LAYERS, layers_to_dicts(SPACE.suggest(trial)))
+        release(study, trial, workers.DIED)
+
+
+def test_what_is_out_of_memory():
+    assert not is_out_of_memory(RuntimeError("shape mismatch")) and not is_out_of_memory(ValueError("out of memory"))
+    try:
+        raise ValueError("in a layer") from MEMORY["cuda"]
+    except ValueError as error:
+        assert is_out_of_memory(error)
 
 
 @pytest.mark.parametrize("kind", FATAL)
 def test_what_only_the_user_can_mend_ends_the_search_and_loses_nothing(tmp_path, kind):
-    first = FailsOnce(FATAL[kind])
+    first = FailsOnce(FATAL[kind], times=1)
     search = make_search(tmp_path, first)
     with pytest.raises(UserError) as ended:
         search.run(8)

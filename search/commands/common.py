@@ -27,6 +27,7 @@ from ..data.tokenizer import TOO_MANY_UNKNOWN, load_tokenizer, unknown_share, vo
 from ..errors import UserError
 from ..progress import RunProgress
 from ..recipe import Recipe
+from ..study.processes import rejoin
 from ..study.run_folder import CACHE
 from ..training.memory import keep_freed_memory
 from ..training.objectives import LOGITS, objective_weights
@@ -48,6 +49,7 @@ def start(options, folder: Path, *handlers: KwargsHandler) -> Accelerator:
             raise UserError(
                 f"--report-to: {tracker} is not there, installed is {', '.join(installed) or 'no tracker'}"
             )
+    rejoin()
     try:
         accelerator = Accelerator(
             mixed_precision=options.precision,

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -20,7 +21,7 @@ from ..data.tasks import Task
 from ..progress import RunProgress
 from ..study.watch import Watch
 from ..training.finetuning import FinetuningBudget, FinetuningResult, finetune
-from ..training.pretraining import PretrainingBudget, PretrainingResult, pretrain
+from ..training.pretraining import PretrainingBudget, PretrainingResult, equal_parts, pretrain
 from ..training.teacher import TaughtText
 from .cards import TrialCards
 from .curves import Log, curves
@@ -54,13 +55,20 @@ class Evaluator:
     progress: RunProgress
 
     def __call__(
-        self, layers: Architecture, folder: Path, source: Path | None = None, watch: Watch | None = None
+        self,
+        layers: Architecture,
+        folder: Path,
+        source: Path | None = None,
+        watch: Watch | None = None,
+        split: int = 1,
     ) -> dict[str, float]:
         """Trains an encoder and leaves its checkpoint in `folder`, with one fine-tuned checkpoint per task beneath.
 
         Args:
             source: Checkpoint whose weights it starts from. If it can give most of them, it is only fine-tuned.
             watch: Looks on and may end the training.
+            split: Into how many times more micro-batches batches are cut than the budgets say, as far as they can be.
+                The gradients of a step stay what they are.
 
         Returns:
             Metrics with their units in their names, `score_percent` among them.
@@ -72,7 +80,9 @@ class Evaluator:
         watch = watch or Watch()
         set_seed(self.seed)
         model, given = self.first_weights.model(layers, source)
-        budget = dataclasses.replace(self.pretraining, steps=0) if (given or 0) >= ENOUGH_OVERLAP else self.pretraining
+        budget = self.pretraining.split(split, self.accelerator.num_processes)
+        if (given or 0) >= ENOUGH_OVERLAP:
+            budget = dataclasses.replace(budget, steps=0)
         known = {"fingerprint": model.config.fingerprint, "parameters": count_parameters(model.config)}
         with curves(self.accelerator, folder.name, known) as log:
             pretrained = self._pretrain(model, budget, watch, log)
@@ -80,7 +90,7 @@ class Evaluator:
                 card = self.cards.card(folder.name, budget, pretrained, {})
                 save_checkpoint(model, self.tokenizer, folder, card, pretrained.state_map)
             self.accelerator.wait_for_everyone()
-            results = {task.name: self._finetune(task, folder, watch) for task in self.tasks}
+            results = {task.name: self._finetune(task, folder, watch, split) for task in self.tasks}
             if self.accelerator.is_main_process:
                 write_card(folder, self.cards.card(folder.name, budget, pretrained, results))
             transferred = {} if given is None else {"transferred_percent": 100 * given}
@@ -114,10 +124,12 @@ class Evaluator:
         finally:
             self.accelerator.free_memory()  # also of a candidate that was stopped
 
-    def _finetune(self, task: Task, folder: Path, watch: Watch) -> FinetuningResult:
+    def _finetune(self, task: Task, folder: Path, watch: Watch, split: int) -> FinetuningResult:
         self.progress.update(f"fine-tuning on {task.name}", 0, 1)
-        place = folder / "tasks" / task.name
-        result = finetune(folder, task, self.tokenizer, self.finetuning, self.seed, place, tick=watch.tick)
+        place, budget = folder / "tasks" / task.name, self.finetuning
+        parts = equal_parts(budget.batch_size // self.accelerator.num_processes, split)
+        arguments: dict[str, Any] = {"gradient_accumulation_steps": parts} if parts > 1 else {}
+        result = finetune(folder, task, self.tokenizer, budget, self.seed, place, tick=watch.tick, **arguments)
         self.progress.update(f"fine-tuning on {task.name}", 1, 1, result.train_loss)
         return result
 

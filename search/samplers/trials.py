@@ -48,6 +48,13 @@ INTERRUPTED = "interrupted"
 RETRY_OF = "retry_of"
 """Number of the interrupted trial that this one does again."""
 
+OUT_OF_MEMORY = "out_of_memory"
+"""Whether an interrupted trial had no memory left. It is done again with smaller micro-batches."""
+
+SPLIT = "batches_split"
+"""Into how many times more micro-batches than the budgets say the batches of a trial are cut, because there was no
+memory for larger ones."""
+
 
 def counts(trial: FrozenTrial) -> bool:
     """Whether a trial is a measurement: completed, of its own, and every value a finite number."""

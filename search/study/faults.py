@@ -4,20 +4,27 @@ Anything that goes wrong while a candidate is trained is a result: the trial fai
 on. Three kinds of errors are not about the candidate. What only the user can mend (a full disk, a missing permission,
 a wrong recipe) would meet every other candidate, too, and ends the search at once. So does a lost process of this
 worker, because those that are left wait for it. And an interruption is a wish. The architecture is tried again then.
+Where the memory was not enough it is tried again, too, once, with batches in smaller parts.
 """
 
 import errno
 
 import torch
 
-from ..errors import UserError, without_secrets
+from ..errors import TrainingDiverged, TrialTooLong, UserError, without_secrets
 
 
 USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 USERS_WORDS = ("No space left on device", "disk is full", "Disk quota exceeded", "Read-only file system")
 """How libraries put the same that do not pass on the number (safetensors, SQLite)."""
 
+MEMORY_WORDS = ("out of memory", "can't allocate memory", "Cannot allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""How those say it that have no class for it."""
+
 LOST_WORDS = ("gloo", "NCCL", "ncclRemoteError", "Connection closed by peer", "Connection reset by peer")
+
+ALIKE = (TrainingDiverged, TrialTooLong)
+"""What all processes that train together meet in the same step, because they decide it from what they share."""
 
 LONGEST = 300
 
@@ -28,6 +35,16 @@ def is_users(error: BaseException) -> bool:
         isinstance(cause, UserError)
         or (isinstance(cause, OSError) and cause.errno in USERS_ERRNO)
         or any(words in str(cause) for words in USERS_WORDS)
+        for cause in _causes(error)
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was no memory for what was asked for, on the device or in the machine."""
+    return any(
+        isinstance(cause, (MemoryError, torch.OutOfMemoryError))
+        or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)
+        or (isinstance(cause, RuntimeError) and any(words in str(cause) for words in MEMORY_WORDS))
         for cause in _causes(error)
     )
 

@@ -8,7 +8,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -28,10 +28,12 @@ from ..samplers.trials import (
     DUPLICATE_OF,
     FAILURE,
     FINGERPRINT,
+    INTERRUPTED,
     LAYERS,
     LEVEL,
     METRICS,
     PREDICTION,
+    RETRY_OF,
     STOPPED,
     counts,
     is_repetition,
@@ -73,8 +75,10 @@ def read_results(study: optuna.Study) -> list[Result]:
 
 def problems(study: optuna.Study) -> list[tuple[int, str]]:
     """Number and reason of each trial that failed or does not count."""
-    trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.FAIL])
-    return [(trial.number, problem) for trial in trials if (problem := _problem(trial)) is not None]
+    trials = study.get_trials(deepcopy=False)
+    again = {trial.user_attrs[RETRY_OF]: trial.number for trial in trials if RETRY_OF in trial.user_attrs}
+    ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.FAIL)]
+    return [(trial.number, problem) for trial in ended if (problem := _problem(trial, again)) is not None]
 
 
 def count_trials(study: optuna.Study) -> dict[str, int]:
@@ -195,9 +199,12 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _problem(trial: FrozenTrial) -> str | None:
-    """Why a finished trial does not count, or None."""
+def _problem(trial: FrozenTrial, again: Mapping[int, int]) -> str | None:
+    """Why a finished trial does not count, or None; `again` says which trial does an interrupted one again."""
     if trial.state == TrialState.FAIL:
+        if INTERRUPTED in trial.user_attrs:
+            done = f" (done again as trial {again[trial.number]})" if trial.number in again else ""
+            return f"{trial.user_attrs[INTERRUPTED]}{done}"
         return trial.user_attrs.get(FAILURE, "failed without a reason; perhaps the process was killed")
     if counts(trial):
         return None

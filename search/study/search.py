@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from flexibert.spec import Architecture, fingerprint, layers_to_dicts, parse_layers
 
-from ..errors import OutOfTime, TrainingDiverged, UserError
+from ..errors import OutOfTime, StartAnew, TrainingDiverged, UserError
 from ..progress import RunProgress
 from ..samplers.base import ReseededSampler, repetitions
 from ..samplers.trials import (
@@ -30,18 +30,21 @@ from ..samplers.trials import (
     INTERRUPTED,
     LAYERS,
     METRICS,
+    OUT_OF_MEMORY,
+    SPLIT,
     counts,
     is_failure,
     is_stopped,
 )
 from ..space.functional_hash import function_fingerprint
-from .faults import is_lost_process, is_users, reason
+from .faults import ALIKE, is_lost_process, is_users, reason
+from .processes import Failure, can_start_anew, failure_of_another, say_failure
 from .pruning import Pruning
 from .results import objective_names
 from .run_folder import RunFolder
 from .trials import best_trial, diverged, finished, stopped
 from .watch import Watch
-from .workers import TakenOver, ask, heartbeat, note, recover, release_own, tell
+from .workers import TakenOver, ask, failures_in_a_row, heartbeat, note, recover, release_own, tell
 
 
 MAX_FAILURES = 5
@@ -49,7 +52,8 @@ MAX_REPEATS = 20
 
 Evaluate = Callable[[Architecture, Path, Path | None], dict[str, float]]
 """Trains an architecture, leaves its checkpoint in the folder and returns metrics with units in their names. The third
-argument is the checkpoint to start from, if any."""
+argument is the checkpoint to start from, if any. There are further ones by name where there is need: `watch`, and
+`split`, into how many times more micro-batches the batches are to be cut."""
 
 FindSource = Callable[[Architecture, Sequence[tuple[Architecture, Path]]], Path | None]
 """Chooses, among trained architectures and their checkpoints, the one to start from."""
@@ -94,6 +98,7 @@ class Search:
         self.pruning = pruning
         self.deadline: float | None = None
         self.trial_timeout: float | None = None
+        self._in_step = True
 
     @property
     def study(self) -> optuna.Study:
@@ -121,6 +126,7 @@ class Search:
 
         Raises:
             UserError: Too many failed, or an error that would meet every trial, see `faults.py`.
+            StartAnew: Of several processes one has failed, and its trial with it.
         """
         self.deadline = None if hours is None else time.monotonic() + 3600 * hours
         self.trial_timeout = trial_timeout
@@ -143,7 +149,6 @@ class Search:
     def _lead(self, trials: int, patience: int | None, max_failures: int) -> None:
         self._recover()
         self._count()
-        failures = 0
         while self._done() < min(trials, self.space.size() or trials):
             if patience is not None and self._has_converged(patience):
                 self.progress.say(f"no better score in {patience} trials; stopping early")
@@ -158,14 +163,16 @@ class Search:
                 release_own(self.study, "the time was over")
                 self.progress.say("the hours that were given are over; the same command goes on from here")
                 break
-            failures = failures + 1 if trial.state == TrialState.FAIL else 0
             if counts(trial) and self.after_trial is not None:
                 self.after_trial()
+            failures = failures_in_a_row(self.study) if is_failure(trial) else 0
             if failures >= max_failures:
-                self._broadcast(None)  # else the other processes would wait for the next trial
-                what = trial.user_attrs.get(FAILURE, trial.user_attrs.get(INTERRUPTED))
-                raise UserError(f"{failures} trials in a row failed, the last one: {what}")
+                if self._in_step:
+                    self._broadcast(None)  # else the other processes would wait for the next trial
+                raise UserError(f"{failures} trials in a row failed, the last one: {trial.user_attrs[FAILURE]}")
             self._recover()
+            if not self._in_step:
+                raise self._start_anew()
         size = self.space.size()
         if size is not None and trials > size:
             self.progress.say(f"the space has {size} architectures, all of them are trained")
@@ -198,6 +205,8 @@ class Search:
             self.progress.end_trial(frozen.values[0] if counts(frozen) else None, frozen.user_attrs.get(FAILURE, ""))
         elif is_stopped(frozen):
             self.progress.end_trial(None, "stopped, hopeless beside the others")
+        elif OUT_OF_MEMORY in frozen.user_attrs:
+            self.progress.end_trial(None, frozen.user_attrs[INTERRUPTED])
         return frozen
 
     def _has_converged(self, patience: int) -> bool:
@@ -227,8 +236,10 @@ class Search:
         self.progress.start_trial(f"trial {trial.number} {name}")
         try:
             folder, source = self.folder.trial(trial.number, name), self._source(layers)
-            self._broadcast((layers_to_dicts(layers), folder, source))
-            metrics = self.evaluate(layers, folder, source, **self._watch(trial))
+            parts = {"split": trial.user_attrs[SPLIT]} if SPLIT in trial.user_attrs else {}
+            self._broadcast((layers_to_dicts(layers), folder, source, parts))
+            metrics = self.evaluate(layers, folder, source, **parts, **self._watch(trial))
+            self.accelerator.wait_for_everyone()  # whether another process failed shall be known by now
             values = [metrics[objective] for objective in objective_names(self.study)]
             if not all(map(math.isfinite, values)):
                 raise TrainingDiverged(f"the result is {values}")
@@ -237,14 +248,41 @@ class Search:
         except Exception as error:
             if isinstance(error, (UserError, OutOfTime)):
                 raise
-            if is_users(error):
-                raise UserError(reason(error)) from error
-            if is_lost_process(error):
-                raise UserError(f"a process of this worker is gone: {reason(error)}") from error
-            note(trial, FAILURE, reason(error))
+            failure = self._failure(error)
+            if failure.memory and SPLIT not in trial.user_attrs:
+                note(trial, INTERRUPTED, f"{failure.reason}; to be tried again with smaller micro-batches")
+                note(trial, OUT_OF_MEMORY, True)
+            else:
+                note(trial, FAILURE, failure.reason)
             return None, TrialState.FAIL
         note(trial, METRICS, metrics)
         return values, TrialState.COMPLETE
+
+    def _failure(self, error: Exception) -> Failure:
+        """What an error in a trial was, on whichever process, and that the others hear of it.
+
+        Raises:
+            UserError: The search has to end.
+        """
+        failure = Failure.of(error)
+        if self.accelerator.num_processes > 1 and not isinstance(error, ALIKE):
+            self._in_step = False
+            told = failure_of_another()
+            if told is not None:
+                failure = told
+            elif is_lost_process(error):
+                raise UserError(f"a process of this worker is gone: {failure.reason}") from error
+            else:
+                say_failure(failure)
+        if failure.users:
+            raise UserError(failure.reason) from error
+        return failure
+
+    def _start_anew(self) -> Exception:
+        """What the main program is asked for by processes that are out of step."""
+        if not can_start_anew():
+            return UserError(str(StartAnew()))
+        return StartAnew(None if self.deadline is None else (self.deadline - time.monotonic()) / 3600)
 
     def _watch(self, trial: optuna.Trial | None) -> dict[str, Watch]:
         """Who looks on at a trial, as an argument for `evaluate`; none where nobody may end it."""
@@ -294,14 +332,16 @@ class Search:
         return broadcast_object_list([message])[0]
 
     def _follow(self) -> None:
-        while (message := self._broadcast(None)) is not None:
-            layers, folder, source = message
+        while True:
             try:
-                self.evaluate(parse_layers(layers), folder, source, **self._watch(None))
-            except UserError:
-                raise
-            except (optuna.TrialPruned, OutOfTime):
-                continue
-            except Exception as error:  # the main process has met the same and told the study
-                if is_users(error) or is_lost_process(error):
-                    raise UserError(reason(error)) from error
+                message = self._broadcast(None)
+                if message is None:
+                    return
+                layers, folder, source, parts = message
+                self.evaluate(parse_layers(layers), folder, source, **parts, **self._watch(None))
+                self.accelerator.wait_for_everyone()
+            except (optuna.TrialPruned, OutOfTime, *ALIKE):
+                continue  # the main process has met the same and told the study
+            except Exception as error:
+                self._failure(error)
+                raise self._start_anew() from error

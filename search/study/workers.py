@@ -25,7 +25,20 @@ import psutil
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from ..samplers.trials import FAILURE, INTERRUPTED, LAYERS, LEVEL, RETRY_OF, WORKER, is_evidence
+from ..samplers.trials import (
+    FAILURE,
+    INTERRUPTED,
+    LAYERS,
+    LEVEL,
+    OUT_OF_MEMORY,
+    RETRY_OF,
+    SPLIT,
+    WORKER,
+    counts,
+    is_evidence,
+    is_failure,
+    is_stopped,
+)
 
 
 GRACE = timedelta(minutes=3)
@@ -35,6 +48,12 @@ MAX_DEATHS = 5
 """An architecture in which so many workers died in a row has failed; it may well be what kills them."""
 
 DIED = "its worker died"
+
+KEPT_ID = "SEARCH_WORKER_ID"
+"""Environment variable: id of the worker that started itself anew as this one."""
+
+HALVES = 2
+"""In so many parts micro-batches are cut when they were too large for the memory."""
 
 _ENDED = (ValueError, optuna.exceptions.UpdateFinishedTrialError)
 """What Optuna raises for a trial that has ended already."""
@@ -52,7 +71,7 @@ def this_worker() -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def _identity(pid: int) -> dict[str, Any]:
     return {
-        "id": uuid.uuid4().hex,
+        "id": os.environ.get(KEPT_ID) or uuid.uuid4().hex,
         "host": socket.gethostname(),
         "boot": _boot(),
         "namespace": _namespace(),
@@ -187,9 +206,22 @@ def recover(study: optuna.Study) -> int:
             release(study, trial, DIED)
     promised = owed(study.get_trials(deepcopy=False))
     for trial in promised:
-        level = {LEVEL: trial.user_attrs[LEVEL]} if LEVEL in trial.user_attrs else {}
-        study.enqueue_trial(_chosen(trial), user_attrs={RETRY_OF: trial.number, **level})
+        kept = {name: trial.user_attrs[name] for name in (LEVEL, SPLIT) if name in trial.user_attrs}
+        split = {SPLIT: HALVES} if trial.user_attrs.get(OUT_OF_MEMORY) else {}
+        study.enqueue_trial(_chosen(trial), user_attrs={RETRY_OF: trial.number, **kept, **split})
     return len(promised)
+
+
+def failures_in_a_row(study: optuna.Study) -> int:
+    """How many of the last trials that this worker trained failed, whatever it passed over or left in between."""
+    count = 0
+    for trial in reversed(study.get_trials(deepcopy=False)):
+        if trial.user_attrs.get(WORKER, {}).get("id") != this_worker()["id"]:
+            continue
+        if counts(trial) or is_stopped(trial):
+            break
+        count += is_failure(trial)
+    return count
 
 
 def release(study: optuna.Study, trial: FrozenTrial | optuna.Trial, reason: str) -> None:

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,6 +74,11 @@ class PretrainingBudget:
         """Tokens seen in all steps together, repetitions counted."""
         return self.steps * self.batch_size * self.sequence_length
 
+    def split(self, times: int, processes: int) -> "PretrainingBudget":
+        """The same steps in so many times more micro-batches, or a few more that come out even."""
+        share = self.batch_size // (processes * self.micro_batches)
+        return replace(self, micro_batches=self.micro_batches * equal_parts(share, times))
+
 
 @dataclass(frozen=True)
 class PretrainingResult:
@@ -112,6 +117,11 @@ class PretrainingResult:
         if "distillation_loss" in self.metrics:
             parts.append(f"distillation loss {self.metrics['distillation_loss']:.4f}")
         return ", ".join(parts)
+
+
+def equal_parts(share: int, least: int) -> int:
+    """Into how many equal parts, `least` or more if that can be, a number of sequences is cut."""
+    return next((parts for parts in range(least, share) if share % parts == 0), max(1, share))
 
 
 def learning_rate(step: int, budget: PretrainingBudget) -> float:
