@@ -102,6 +102,8 @@ def test_more_trials_than_architectures_stops(tmp_path):
     search = make_search(tmp_path, Recorder(), space={**SPACE, "num_layers": [1], "hidden_size": [8]})
     search.run(50)
     assert len(finished(search.study)) == 4
+    for trial in finished(search.study):  # dashboards plot attributes that are numbers
+        assert trial.user_attrs["metrics"].items() <= trial.user_attrs.items()
 
 
 def test_patience_ends_a_search_that_no_longer_improves(tmp_path):

@@ -21,7 +21,7 @@ FUNCTION = "function"
 """Equal for architectures that compute the same function."""
 
 METRICS = "metrics"
-"""Flat dictionary with units in the names."""
+"""Flat dictionary with units in the names. Each of them also stands alone, under its own name, for dashboards."""
 
 DUPLICATE_OF = "duplicate_of"
 """Number of the trial whose values this one repeats: it was not trained and is no measurement."""

@@ -256,6 +256,8 @@ class Search:
                 note(trial, FAILURE, failure.reason)
             return None, TrialState.FAIL
         note(trial, METRICS, metrics)
+        for metric, value in metrics.items():
+            note(trial, metric, value)  # dashboards plot attributes that are numbers
         return values, TrialState.COMPLETE
 
     def _failure(self, error: Exception) -> Failure:
