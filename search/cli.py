@@ -9,9 +9,9 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 
-from .cost import COSTS, SCORE, limit_option
 from .errors import StartAnew, TrainingDiverged, UserError, without_secrets
-from .option_values import names, positive, positive_float, seconds, seed, seeds, share, tasks, whole
+from .option_groups import RECIPE, add_budget, add_costs, add_data, add_json, add_latency, add_tasks, add_training
+from .option_values import names, positive, positive_float, seconds, seeds, share, whole
 from .study.signals import stoppable
 
 
@@ -103,124 +103,6 @@ def _command(commands, name: str, summary: str) -> argparse.ArgumentParser:
     return parser
 
 
-RECIPE = "as in the recipe"
-
-
-def _add_data(parser, recipe: bool) -> None:
-    """Options about data; with a recipe their defaults are its own."""
-    group = parser.add_argument_group("data")
-    default = f" (default: {RECIPE})" if recipe else ""
-    group.add_argument(
-        "--corpus",
-        default=argparse.SUPPRESS if recipe else None,
-        help="text to pretrain on: Hub data set, folder in datasets layout, parquet, json, csv or plain text; "
-        f"by default text that comes with Python{default}",
-    )
-    group.add_argument(
-        "--corpus-config",
-        default=argparse.SUPPRESS if recipe else None,
-        help=f"configuration of the corpus, where it has several{default}",
-    )
-    group.add_argument(
-        "--tokenizer",
-        default=argparse.SUPPRESS if recipe else None,
-        help=f"folder or Hub id; by default one is trained on the corpus at first use{default}",
-    )
-    if recipe:
-        group.add_argument(
-            "--tokenizer-kind",
-            choices=("wordpiece", "unigram", "byte_bpe"),
-            default=argparse.SUPPRESS,
-            help="what is trained: WordPiece in lower case, or with upper case pieces by a unigram language model, or "
-            f"pairs of bytes, to which no text is unknown{default}",
-        )
-        group.add_argument(
-            "--teacher",
-            default=argparse.SUPPRESS,
-            metavar="DIR|ID",
-            help=f"encoder whose states are learnt instead of masked tokens, with its tokenizer{default}",
-        )
-        group.add_argument(
-            "--embeddings",
-            choices=("random", "teacher"),
-            default=argparse.SUPPRESS,
-            help=f"first word embeddings under a teacher: random, or its principal components{default}",
-        )
-        group.add_argument(
-            "--teacher-cache-gb",
-            type=positive_float,
-            default=20.0,
-            metavar="GB",
-            help="what the teacher's states may take on disk; they are stored in fewer bits or dimensions where "
-            "they must (default: %(default)s)",
-        )
-    group.add_argument(
-        "--encoding",
-        metavar="NAME",
-        help="of text files, such as latin-1 (default: utf-8, whatever marks it begins with)",
-    )
-    group.add_argument(
-        "--text-column", default="text", help="column of the corpus that holds the text (default: %(default)s)"
-    )
-
-
-def _add_training(parser, one_seed: bool = True, trackers: bool = True) -> None:
-    group = parser.add_argument_group("training")
-    if one_seed:
-        group.add_argument("--seed", type=seed, default=0, help="of everything random")
-    group.add_argument(
-        "--precision", choices=("no", "bf16", "fp16"), help="mixed precision; as in the Accelerate configuration"
-    )
-    if trackers:
-        group.add_argument("--report-to", type=names, default=(), help="Accelerate trackers, for instance tensorboard")
-
-
-def _add_budget(parser, recipe: bool) -> None:
-    """Overrides of a budget of pretraining."""
-    group = parser.add_argument_group("pretraining budget")
-    suffix = f" (default: {RECIPE})"
-    for option, kind, text in (
-        ("--steps", whole, "optimiser steps; 0 keeps the first weights"),
-        ("--batch-size", positive, "sequences per step, all processes together"),
-        ("--sequence-length", positive, "tokens per sequence"),
-        ("--learning-rate", positive_float, "peak learning rate"),
-    ):
-        group.add_argument(option, type=kind, default=argparse.SUPPRESS, metavar="N", help=text + suffix)
-
-
-def _add_tasks(parser, recipe: bool) -> None:
-    group = parser.add_argument_group("tasks")
-    text = "comma-separated: GLUE tasks, all, word_order, next_sentence, or own data as path[:text[+text2]:label]"
-    if recipe:
-        group.add_argument("--tasks", type=tasks, default=argparse.SUPPRESS, help=f"{text} (default: {RECIPE})")
-    else:
-        group.add_argument("--tasks", type=tasks, required=True, help=text)
-    group.add_argument(
-        "--validation", metavar="DATA", help="own data to validate with, for one task of one's own (default: a split)"
-    )
-    group.add_argument(
-        "--task-type",
-        choices=("classification", "regression"),
-        help="what numbers in the label column of own data mean (default: said with the reason)",
-    )
-    group.add_argument("--glue", default="nyu-mll/glue", help="Hub id or folder of GLUE")
-    suffix = f" (default: {RECIPE})" if recipe else ""
-    group.add_argument(
-        "--max-train-examples",
-        type=positive,
-        default=argparse.SUPPRESS if recipe else None,
-        metavar="N",
-        help=f"cap on the training examples of a task{suffix}",
-    )
-    group.add_argument(
-        "--epochs",
-        type=positive_float,
-        default=argparse.SUPPRESS if recipe else 3.0,
-        metavar="N",
-        help=f"of fine-tuning{suffix}",
-    )
-
-
 def _add_run(commands) -> None:
     parser = _command(commands, "run", "search for encoders (the default command)")
     parser.add_argument("--recipe", default="quickstart", help="name (see the command list) or path of a .json")
@@ -300,38 +182,22 @@ def _add_run(commands) -> None:
         metavar="TIME",
         help="a trial that takes longer has failed, in seconds or as 30m or 2h",
     )
-    _add_json(parser, "the summary at the end, and nothing else to standard output,")
-    group = parser.add_argument_group("objectives and limits")
-    group.add_argument(
-        "--objectives",
-        type=names,
-        default=(SCORE,),
-        help=f"{SCORE}, and after a comma what it is weighed against: {' or '.join(COSTS)}",
-    )
-    for name, cost in COSTS.items():
-        group.add_argument(
-            f"--{limit_option(name).replace('_', '-')}",
-            type=positive if cost.whole else positive_float,
-            metavar=cost.unit.upper() or "N",
-            help=cost.text,
-        )
-    _add_data(parser, recipe=True)
-    _add_tasks(parser, recipe=True)
-    _add_budget(parser, recipe=True)
-    _add_training(parser)
-
-
-def _add_json(parser, what: str) -> None:
-    parser.add_argument("--json", action="store_true", help=f"print {what} as JSON")
+    add_json(parser, "the summary at the end, and nothing else to standard output,")
+    add_costs(parser)
+    add_latency(parser)
+    add_data(parser, recipe=True)
+    add_tasks(parser, recipe=True)
+    add_budget(parser, recipe=True)
+    add_training(parser)
 
 
 def _add_supernet(commands) -> None:
     parser = _command(commands, "supernet", "train one set of weights that all candidates of a recipe start from")
     parser.add_argument("--recipe", required=True, help="name (see the command list) or path of a .json")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the super-network")
-    _add_data(parser, recipe=True)
-    _add_budget(parser, recipe=True)
-    _add_training(parser)
+    add_data(parser, recipe=True)
+    add_budget(parser, recipe=True)
+    add_training(parser)
 
 
 def _add_pretrain(commands) -> None:
@@ -341,9 +207,9 @@ def _add_pretrain(commands) -> None:
     )
     parser.add_argument("--output", required=True, help="folder for the checkpoint")
     parser.add_argument("--recipe", default="pretrain_cpu", help="budget: name (see list) or path of a .json")
-    _add_data(parser, recipe=True)
-    _add_budget(parser, recipe=True)
-    _add_training(parser)
+    add_data(parser, recipe=True)
+    add_budget(parser, recipe=True)
+    add_training(parser)
 
 
 def _add_finetune(commands) -> None:
@@ -381,9 +247,9 @@ def _add_finetune(commands) -> None:
         "--sweep", type=whole, default=0, metavar="N", help="learning rates to try on each task first, 2e-5 to 5e-4"
     )
     parser.add_argument("--start-from", help="checkpoint fine-tuned on MNLI that RTE, MRPC and STS-B start from")
-    _add_data(parser, recipe=False)
-    _add_tasks(parser, recipe=False)
-    _add_training(parser, one_seed=False)
+    add_data(parser, recipe=False)
+    add_tasks(parser, recipe=False)
+    add_training(parser, one_seed=False)
 
 
 def _add_evaluate(commands) -> None:
@@ -395,14 +261,14 @@ def _add_evaluate(commands) -> None:
     parser.add_argument("--glue", default="nyu-mll/glue", help="Hub id or folder of GLUE")
     parser.add_argument("--max-length", type=positive, default=128, metavar="N", help="tokens per sentence")
     parser.add_argument("--output", metavar="FILE", help="JSON file for the scores")
-    _add_training(parser, one_seed=False, trackers=False)
+    add_training(parser, one_seed=False, trackers=False)
 
 
 def _add_report(commands) -> None:
     parser = _command(commands, "report", "write tables and pictures of a run again")
     parser.add_argument("run_folder", metavar="RUN", help="run folder, for instance runs/quickstart")
     parser.add_argument("--storage", help="Optuna storage URL, where the run used one")
-    _add_json(parser, "the summary, instead of the paths of what was written,")
+    add_json(parser, "the summary, instead of the paths of what was written,")
 
 
 def _add_export(commands) -> None:
@@ -421,7 +287,7 @@ def _add_export(commands) -> None:
     parser.add_argument(
         "--calibration-texts", type=positive, default=128, metavar="N", help="so many texts of --corpus at the most"
     )
-    _add_data(parser, recipe=False)
+    add_data(parser, recipe=False)
 
 
 def _add_publish(commands) -> None:
@@ -449,7 +315,7 @@ def _add_pull(commands) -> None:
         action="store_true",
         help="let --verify also run the checkpoint's own Python files, in a process of their own",
     )
-    _add_json(parser, "the result")
+    add_json(parser, "the result")
 
 
 def _add_list(commands) -> None:
@@ -460,4 +326,4 @@ def _add_list(commands) -> None:
         choices=("recipes", "samplers", "pruners", "tasks", "operations", "architectures"),
         help="only these",
     )
-    _add_json(parser, "the same")
+    add_json(parser, "the same")

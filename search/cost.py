@@ -1,13 +1,12 @@
-"""What an encoder costs: parameters, operations, latency; and the table of what a search may weigh or limit.
+"""What an encoder costs: parameters, operations, latency, energy; and the table of what a search may weigh or limit.
 
 torch is imported when something is measured, so that the command can read the table without waiting for it.
 """
 
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import UserError
 
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
     import torch
 
     from flexibert import FlexiBertConfig
+
+    from .runtimes.bench import Bench
 
 
 # --- the table ----------------------------------------------------------------------------------------------------
@@ -33,20 +34,24 @@ class Cost:
 
     Attributes:
         text: What it is, for people.
-        measure: Takes a configuration, a sequence length in tokens and a device; the same number for all processes of
-            one machine is not asked for.
+        measure: Takes a configuration, and the bench that measures what takes time.
         unit: For people; the last word of its name, where that has one.
         whole: Whether it is a whole number.
         always: Whether every trial has it; others are measured where they are an objective or limited.
         direction: Of the objective.
+        judge: Takes a limit too, and says whether the cost is clearly within it, clearly beyond it, or neither (None),
+            without measuring; None where measuring takes no time.
+        by_bench: Whether the bench measures it, under conditions that are to be told.
     """
 
     text: str
-    measure: "Callable[[FlexiBertConfig, int, torch.device | str], float]"
+    measure: "Callable[[FlexiBertConfig, Bench], float]"
     unit: str = ""
     whole: bool = False
     always: bool = False
     direction: Direction = "minimize"
+    judge: "Callable[[FlexiBertConfig, Bench, float], bool | None] | None" = None
+    by_bench: bool = False
 
     def exceeds(self, value: float, limit: float) -> bool:
         """Whether a value is beyond a limit, which it may reach."""
@@ -56,14 +61,22 @@ class Cost:
 COSTS: dict[str, Cost] = {
     "parameters": Cost(
         "parameters of an encoder with its embeddings",
-        lambda config, length, device: count_parameters(config),
+        lambda config, bench: count_parameters(config),
         whole=True,
         always=True,
     ),
     "latency_ms": Cost(
-        "median milliseconds of a forward pass on one sequence on this machine, measured after warm-up",
-        lambda config, length, device: measure_latency_ms(config, length, device=device),
+        "median milliseconds of a forward pass on this machine, see --latency-runtime",
+        lambda config, bench: bench.measure(config).ms,
         unit="ms",
+        judge=lambda config, bench, limit: bench.judge(config, limit),
+        by_bench=True,
+    ),
+    "energy_mj": Cost(
+        "millijoules of a sequence on this machine, under the same conditions, as its own counters have it",
+        lambda config, bench: bench.millijoules(config),
+        unit="mJ",
+        by_bench=True,
     ),
 }
 """Name, also of the metric of a trial -> the cost. The command makes an objective and a limit of each."""
@@ -89,27 +102,54 @@ class CostMeter:
     """Measures each cost of an encoder once, so that what a limit admitted is not beyond it in the results.
 
     Args:
-        sequence_length: In tokens.
-        device: That encoders run on.
+        bench: Measures what takes time.
         wanted: Costs that every trial shall have besides those that it always has.
     """
 
-    def __init__(self, sequence_length: int, device: "torch.device | str" = "cpu", wanted: Sequence[str] = ()):
-        self.sequence_length = sequence_length
-        self.device = device
+    def __init__(self, bench: "Bench", wanted: Sequence[str] = ()):
+        self.bench = bench
         self.names = [name for name, cost in COSTS.items() if cost.always or name in wanted]
-        self._known: dict[tuple[str, str], float] = {}
 
     def measure(self, name: str, config: "FlexiBertConfig") -> float:
         """One cost of an encoder."""
-        key = name, config.fingerprint
-        if key not in self._known:
-            self._known[key] = COSTS[name].measure(config, self.sequence_length, self.device)
-        return self._known[key]
+        return COSTS[name].measure(config, self.bench)
 
     def metrics(self, config: "FlexiBertConfig") -> dict[str, float]:
         """All costs that a trial has."""
         return {name: self.measure(name, config) for name in self.names}
+
+    def notes(self, config: "FlexiBertConfig") -> dict[str, Any]:
+        """How they were measured; empty where none took time."""
+        return self.bench.notes(config) if any(COSTS[name].by_bench for name in self.names) else {}
+
+
+class Limits:
+    """Which encoders keep within the limits of a search.
+
+    Args:
+        limits: Cost -> what it may be.
+        meter: Of the costs.
+    """
+
+    def __init__(self, limits: Mapping[str, float], meter: CostMeter):
+        self.limits = limits
+        self.meter = meter
+
+    def may_hold(self, config: "FlexiBertConfig") -> bool:
+        """For proposals: what is clear without measuring is not measured."""
+        for name, limit in self.limits.items():
+            judge = COSTS[name].judge
+            verdict = None if judge is None else judge(config, self.meter.bench, limit)
+            if not (self._holds(name, config) if verdict is None else verdict):
+                return False
+        return True
+
+    def hold(self, config: "FlexiBertConfig") -> bool:
+        """For training: all of them measured."""
+        return all(self._holds(name, config) for name in self.limits)
+
+    def _holds(self, name: str, config: "FlexiBertConfig") -> bool:
+        return not COSTS[name].exceeds(self.meter.measure(name, config), self.limits[name])
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------
@@ -134,32 +174,6 @@ def forward_flops(config: "FlexiBertConfig", sequence_length: int, predictions: 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(ids, prediction_positions=positions)
     return counter.get_total_flops()
-
-
-def measure_latency_ms(
-    config: "FlexiBertConfig",
-    sequence_length: int = 128,
-    batch_size: int = 1,
-    repetitions: int = 20,
-    device: "torch.device | str" = "cpu",
-) -> float:
-    """Median milliseconds of an encoder forward pass on this machine, after warm-up, with random weights."""
-    import torch
-
-    from flexibert import FlexiBertModel
-
-    model = FlexiBertModel(config, add_pooling_layer=False).eval().to(device)
-    ids = torch.randint(config.vocab_size, (batch_size, sequence_length), device=device)
-    times = []
-    with torch.inference_mode():
-        for repetition in range(repetitions + 5):
-            started = time.perf_counter()
-            model(ids)
-            if torch.device(device).type == "cuda":
-                torch.cuda.synchronize(device)
-            if repetition >= 5:
-                times.append(1000 * (time.perf_counter() - started))
-    return statistics.median(times)
 
 
 def peak_flops_per_second(device: "torch.device | str", dtype: "torch.dtype") -> float:

@@ -159,13 +159,26 @@ def test_a_search_without_enough_memory_takes_smaller_micro_batches(tmp_path, re
 
 def test_weights_are_transferred_and_costs_weighed_level_by_level(tmp_path, corpus):
     recipe = write_recipe(tmp_path, corpus, trials=3, sampler={"name": "boshnas"})
-    options = ("--transfer", "ordered", "--objectives", "score_percent,latency_ms", "--max-parameters", "100000")
+    options = (
+        *("--transfer", "ordered", "--objectives", "score_percent,latency_ms", "--max-parameters", "100000"),
+        *("--max-latency-ms", "1e6", "--latency-batch", "3", "--latency-repetitions", "2"),
+    )
     done = command("run", "--recipe", recipe, "--runs", str(tmp_path / "runs"), "--hierarchy", *options)
     assert done.returncode == 0, done.stderr
     metrics = [trial["metrics"] for trial in completed(tmp_path / "runs" / "tiny")]
     assert metrics[0]["transferred_percent"] == 0 < metrics[1]["transferred_percent"]
-    assert all(row["latency_ms"] > 0 and row["parameters"] <= 100_000 for row in metrics)
-    assert "## Levels" in (tmp_path / "runs/tiny/report/report.md").read_text(encoding="utf-8")
+    assert all(0 < row["latency_ms"] <= 1e6 and row["parameters"] <= 100_000 for row in metrics)
+    report = (tmp_path / "runs/tiny/report/report.md").read_text(encoding="utf-8")
+    assert "## Levels" in report and "## How latency was measured" in report
+    measured = [trial["measured"] for trial in completed(tmp_path / "runs" / "tiny")]
+    for row, how in zip(metrics, measured):
+        assert how["low"] <= how["ms"] == row["latency_ms"] <= how["high"]
+        assert how["conditions"].items() >= {"runtime": "torch", "batch": 3, "repetitions": 2}.items()
+    (entry,) = json.loads((tmp_path / "runs/tiny/summary.json").read_text(encoding="utf-8"))["conditions"]
+    assert entry["trials"] == 3 and entry["length"] == how["conditions"]["length"]
+    other = (*options, "--latency-batch", "4")
+    refused = command("run", "--recipe", recipe, "--runs", str(tmp_path / "runs"), "--hierarchy", *other)
+    assert refused.returncode == 2 and "exists with another latency" in refused.stderr
 
 
 def recipe_corpus(recipe):
@@ -227,7 +240,7 @@ def completed(folder):
 
     study = optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder / 'study.db'}")
     return [
-        {"fingerprint": trial.user_attrs["fingerprint"], "metrics": trial.user_attrs["metrics"]}
+        {name: trial.user_attrs.get(name) for name in ("fingerprint", "metrics", "measured")}
         for trial in study.trials
         if trial.state.name == "COMPLETE" and "duplicate_of" not in trial.user_attrs
     ]

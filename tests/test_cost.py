@@ -15,13 +15,15 @@ from search.cost import (
     SCORE,
     Cost,
     CostMeter,
+    Limits,
     choose_objectives,
     count_parameters,
     forward_flops,
     limit_option,
-    measure_latency_ms,
 )
 from search.errors import UserError
+from search.runtimes.bench import Bench, Measurement
+from search.runtimes.conditions import Conditions
 
 
 @pytest.mark.parametrize("positions", ["absolute", "relative_key", "relative_key_query", "rotary"])
@@ -48,19 +50,30 @@ def test_flops_of_a_layer_by_hand():
     assert forward_flops(config, length, predictions) == expected
 
 
-def test_latency_is_measured():
-    config = FlexiBertConfig(vocab_size=50, layers=SPECS["homogeneous"])
-    assert 0 < measure_latency_ms(config, sequence_length=8, repetitions=3) < 10_000
-
-
 # --- the table ----------------------------------------------------------------------------------------------------
+
+
+class Asked(Bench):
+    """A bench that answers by itself, and counts the encoders that it was asked for; `tests/test_runtimes.py` has the
+    real one."""
+
+    def __init__(self, ms=lambda config: 1.0):
+        super().__init__(Conditions(length=8))
+        self.ms, self.asked = ms, []
+
+    def measure(self, config):
+        if config.fingerprint not in self.known:
+            self.asked.append(config.fingerprint)
+            ms = self.ms(config)
+            self._remember(config, Measurement(ms, ms, ms, reference_ms=1.0, energy_mj=2 * ms))
+        return self.known[config.fingerprint]
 
 
 @pytest.mark.parametrize("name", COSTS)
 def test_every_cost_is_measured_and_labelled(name):
     config = FlexiBertConfig(vocab_size=50, layers=SPECS["homogeneous"])
     cost = COSTS[name]
-    value = CostMeter(8, wanted=[name]).metrics(config)[name]
+    value = CostMeter(Asked(), wanted=[name]).metrics(config)[name]
     assert value > 0 and isinstance(value, int) == cost.whole
     assert cost.unit in describe.label(name) and cost.text
     beyond = value + 1 if cost.direction == "minimize" else value - 1
@@ -70,10 +83,34 @@ def test_every_cost_is_measured_and_labelled(name):
 
 
 def test_a_cost_is_measured_once():
-    meter = CostMeter(8, wanted=["latency_ms"])
+    meter = CostMeter(Asked(), wanted=["latency_ms", "energy_mj"])
     config = FlexiBertConfig(vocab_size=50, layers=SPECS["homogeneous"])
     assert meter.measure("latency_ms", config) == meter.metrics(config)["latency_ms"]
-    assert "latency_ms" not in CostMeter(8).metrics(config)
+    assert len(meter.bench.asked) == 1 and meter.notes(config)["reference_ms"] == 1.0
+    without = CostMeter(meter.bench)
+    assert "latency_ms" not in without.metrics(config) and without.notes(config) == {}
+
+
+def widths(count):
+    """Configurations of one layer, of different widths."""
+    for index in range(1, count + 1):
+        yield FlexiBertConfig(layers=[layer(16 * index, op("self_attention", 1 + index % 4), head_size=4)])
+
+
+def test_few_of_many_candidates_are_measured():
+    """What the predictor finds clear is judged by it; what is near the limit is measured, and what is trained."""
+
+    def ms(config):
+        return 1 + config.layer_specs[0].hidden_size / 1000
+
+    bench = Asked(ms)
+    limits = Limits({"latency_ms": 3.0, "parameters": 10**9}, CostMeter(bench, ["latency_ms"]))
+    candidates = list(widths(200))
+    verdicts = [limits.may_hold(config) for config in candidates]
+    assert verdicts == [ms(config) <= 3.0 for config in candidates]
+    assert 12 <= len(bench.asked) <= 20
+    assert candidates[-1].fingerprint not in bench.asked
+    assert not limits.hold(candidates[-1]) and candidates[-1].fingerprint in bench.asked
 
 
 @pytest.mark.parametrize(
@@ -93,12 +130,12 @@ def test_what_is_no_objective(names, message):
 
 def test_a_new_cost_is_one_entry(monkeypatch):
     """What CONTRIBUTING promises: objective, limit, metric and label follow from the table."""
-    cost = Cost("layers of an encoder", lambda config, length, device: config.num_hidden_layers, unit="layers")
+    cost = Cost("layers of an encoder", lambda config, bench: config.num_hidden_layers, unit="layers")
     monkeypatch.setitem(COSTS, "depth_layers", cost)
     config = FlexiBertConfig(vocab_size=50, layers=SPECS["homogeneous"])
     assert choose_objectives([SCORE, "depth_layers"])["depth_layers"] == "minimize"
     assert build_parser().parse_args(["run", "--max-depth-layers", "1.5"]).max_depth_layers == 1.5
-    assert CostMeter(8, wanted=["depth_layers"]).metrics(config)["depth_layers"] == 2
+    assert CostMeter(Asked(), wanted=["depth_layers"]).metrics(config)["depth_layers"] == 2
     assert describe.label("depth_layers") == "depth (layers)"
 
 

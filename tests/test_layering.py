@@ -15,7 +15,8 @@ TRAVELLING = ["attention_graph", "spec", "configuration_flexibert", "operations"
 # Room of search/ -> the rooms that it may import. Nobody is asked about what lies under all of them.
 UNDERNEATH = {"errors", "files", "option_values", "parsing", "progress"}
 ARROWS: dict[str, set[str]] = {
-    "cost": set(),
+    "runtimes": set(),
+    "cost": {"runtimes"},
     "metrics": set(),
     "glue_metric": {"metrics"},
     # search space and search strategy
@@ -24,15 +25,27 @@ ARROWS: dict[str, set[str]] = {
     "bayesopt": {"space", "similarity"},
     "samplers": {"space", "bayesopt"},
     "study": {"cost", "space", "samplers"},
-    "artifacts": {"cost", "samplers", "study"},
+    "artifacts": {"cost", "runtimes", "samplers", "study"},
     # performance estimation
     "data": {"metrics"},
     "training": {"data", "metrics"},
     "evaluation": {"cost", "metrics", "space", "samplers", "study", "artifacts", "data", "training"},
     # the command
     "recipe": {"space", "samplers", "study", "data", "training", "evaluation"},
-    "commands": {"cost", "metrics", "samplers", "study", "artifacts", "data", "training", "evaluation", "recipe"},
-    "cli": {"cost", "study"},
+    "commands": {
+        "cost",
+        "runtimes",
+        "metrics",
+        "samplers",
+        "study",
+        "artifacts",
+        "data",
+        "training",
+        "evaluation",
+        "recipe",
+    },
+    "option_groups": {"cost", "runtimes"},
+    "cli": {"option_groups", "study"},
     "__main__": {"cli"},
 }
 # What proposes architectures needs their description, never a model.

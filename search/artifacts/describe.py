@@ -1,7 +1,8 @@
 """Architectures and numbers in words, as model cards, reports and pictures print them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 from flexibert.spec import LayerSpec, OperationSpec
 
@@ -82,6 +83,28 @@ def padding_behaviour(layers: Sequence[LayerSpec]) -> str:
         f"Layer {', '.join(spans)} mixes padding into the tokens, as the original code of its operations does: the "
         "output depends on the padded length, so always pad to the length of training."
     )
+
+
+def conditions(entry: Mapping[str, Any]) -> str:
+    """How latency and energy were measured, in a sentence or two, out of an entry of `study.results.conditions`."""
+    versions = ", ".join(f"{name} {version}" for name, version in entry["versions"].items())
+    place = entry["processor"] if entry["device"] == "cpu" else entry["device"]
+    low, high = entry["reference_ms"]
+    words = (
+        f"{entry['runtime']} ({versions}), {entry['batch']} × {entry['length']} tokens, {entry['threads']} "
+        f"thread{'s' * (entry['threads'] > 1)}, {place}; median of {entry['repetitions']} repetitions. In "
+        f"{entry['trials']} trial{'s' * (entry['trials'] > 1)} a reference model, timed in between, took {low:.3g} to "
+        f"{high:.3g} ms: the machine changed by up to {100 * (high / low - 1):.0f} %."
+    )
+    if entry.get("counters"):
+        words += f" Energy is that of {', '.join(entry['counters'])}."
+    predictor = entry.get("predictor")
+    if predictor is not None:
+        words += (
+            f" Of encoders that were not measured it was predicted from {predictor['samples']} that were, with a mean "
+            f"error of {predictor['error_percent']:.1f} % in cross-validation."
+        )
+    return words
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence]) -> str:

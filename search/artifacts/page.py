@@ -21,6 +21,7 @@ from ..progress import duration
 from ..samplers.trials import FINGERPRINT, LAYERS, STOPPED
 from ..study.results import (
     Result,
+    conditions,
     count_trials,
     environment,
     metric,
@@ -257,8 +258,10 @@ def tables(study: optuna.Study, order: Sequence[Result]) -> list[dict[str, Any]]
         )
     reasons = [{"trial": number, "why": reason} for number, reason in problems(study)]
     words = "Looked hopeless beside the others before their training was done."
+    how = [{"trials": entry["trials"], "how": describe.conditions(entry)} for entry in conditions(order)]
     return [
         _table("All trials, best first", "A click on a column sorts by it.", trials),
+        _table("How latency was measured", "", how),
         _table("Stopped early", words, ended),
         _table("Trials that do not count", "", reasons),
     ]
@@ -273,7 +276,7 @@ def _table(title: str, words: str, rows: Sequence[Mapping[str, Any]]) -> dict[st
     header = []
     for name in rows[0] if rows else ():
         texts = any(isinstance(row[name], str) for row in rows)
-        header.append(Column(name, "reason" if name == "why" else "words" if texts else "number"))
+        header.append(Column(name, "reason" if name in ("why", "how") else "words" if texts else "number"))
     cells = [[(column, _cell(row[column.title])) for column in header] for row in rows]
     return {"title": title, "words": words, "header": header, "rows": cells}
 

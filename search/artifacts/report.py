@@ -18,6 +18,7 @@ from ..files import replace_file
 from ..samplers.trials import FINGERPRINT, LAYERS, STOPPED
 from ..study.results import (
     Result,
+    conditions,
     count_trials,
     front,
     metric,
@@ -123,6 +124,7 @@ def _markdown(study: optuna.Study, results: Sequence[Result], pictures: Sequence
         sections += [f"![{CAPTIONS[name]}]({name}.png)" for name in pictures]
         sections += _front_section(study, results)
         sections += _level_section(study, results)
+        sections += _conditions_section(results)
         sections += ["## All trials, best first", _result_table(study, ranked(study, results))]
     else:
         sections.append("No trial has completed with a score, so there is nothing to rank yet.")
@@ -161,6 +163,12 @@ def _level_section(study: optuna.Study, results: Sequence[Result]) -> list[str]:
         rows.append((level, len(members), members[0].score, members[0].number))
     header = ("level", "trials", f"best {describe.label(objective_names(study)[0])}", "in trial")
     return ["## Levels", describe.table(header, rows)] if rows else []
+
+
+def _conditions_section(results: Sequence[Result]) -> list[str]:
+    """How latency and energy were measured; nothing where they were not."""
+    lines = [describe.escape(describe.conditions(entry)) for entry in conditions(results)]
+    return ["## How latency was measured", *lines] if lines else []
 
 
 def _savings_section(study: optuna.Study) -> list[str]:

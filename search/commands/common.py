@@ -27,6 +27,7 @@ from ..data.tokenizer import TOO_MANY_UNKNOWN, load_tokenizer, unknown_share, vo
 from ..errors import UserError
 from ..progress import RunProgress
 from ..recipe import Recipe
+from ..runtimes.conditions import usable_cores
 from ..study.processes import rejoin
 from ..study.run_folder import CACHE
 from ..training.memory import keep_freed_memory
@@ -71,10 +72,6 @@ def start(options, folder: Path, *handlers: KwargsHandler) -> Accelerator:
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from None
     return accelerator
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def override(recipe: Recipe, options) -> Recipe:

@@ -1,10 +1,12 @@
 """Searches: the main job."""
 
+import dataclasses
 import json
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from flexibert.spec import Architecture, parse_layers
 from ..artifacts.describe import head_group
 from ..artifacts.page import write_page
 from ..artifacts.report import summarise, write_report
-from ..cost import COSTS, SCORE, CostMeter, choose_objectives, limit_option
+from ..cost import COSTS, SCORE, CostMeter, Limits, choose_objectives, limit_option
 from ..data.cache import content_key, rows_key
 from ..data.synthetic_tasks import SELF_MADE_TASKS
 from ..data.tasks import Task, load_tasks
@@ -33,8 +35,10 @@ from ..files import replace_file, reported
 from ..metrics import GLUE_TASKS
 from ..progress import RunProgress, duration
 from ..recipe import Recipe, load_recipe
+from ..runtimes.bench import Bench
+from ..runtimes.conditions import Conditions
 from ..samplers import create_sampler
-from ..samplers.base import Feasible
+from ..samplers.trials import MEASURED
 from ..study.pruning import PRUNERS, create_pruner
 from ..study.run_folder import RunFolder
 from ..study.search import Search
@@ -66,19 +70,34 @@ def main(options) -> None:
     if options.supernet is not None and recipe.transfer != "none":
         raise UserError("--transfer: candidates start either from a super-network or from trained encoders")
     folder = RunFolder(Path(options.runs) / (options.name or Path(options.recipe).stem))
+    wanted = wanted_costs(options)
+    if any(COSTS[name].by_bench for name in wanted):
+        conditions(recipe, options).check(positions(recipe))
     accelerator = start(options, folder.path)
     study: optuna.Study | None = None
     if accelerator.is_main_process:
         url = options.storage or folder.storage
         name = study_name(folder, options.storage)
-        same = {"identity": identity(recipe, options), "defaults": _compared(Recipe(""))}
+        old = _compared(Recipe("")) | {"latency": told(Conditions(length=recipe.pretraining.sequence_length))}
+        same = {"identity": identity(recipe, options), "defaults": old}
         study = open_study(url, name, directions=objectives, timeout=options.storage_timeout, **same)
         folder.clean(study)
         study.pruner = pruner
         known, strange = enqueue_known(study, recipe.space, recipe.start_from)
-    with RunProgress(recipe.trials, accelerator.is_main_process, sys.stderr if options.json else None) as progress:
-        evaluator = build_evaluator(recipe, options, accelerator, progress, folder, study)
+    with ExitStack() as stack:
+        progress = stack.enter_context(
+            RunProgress(recipe.trials, accelerator.is_main_process, sys.stderr if options.json else None)
+        )
+        bench = Bench(conditions(recipe, options, accelerator), folder.latencies, "energy_mj" in wanted, progress.say)
+        stack.callback(bench.close)
+        meter = CostMeter(bench, wanted)
+        evaluator = build_evaluator(recipe, options, accelerator, progress, folder, study, meter)
         weights = evaluator.first_weights
+
+        def config(layers: Architecture) -> FlexiBertConfig:
+            return FlexiBertConfig(**weights.fields, layers=layers)
+
+        within = Limits(limits(options), meter)
 
         def after_trial() -> None:
             assert study is not None  # it is called on the main process
@@ -88,7 +107,7 @@ def main(options) -> None:
 
         search = Search(
             study,
-            new_sampler(feasible=within(limits(options), evaluator)),
+            new_sampler(feasible=cache(lambda layers: within.may_hold(config(layers))) if within.limits else None),
             evaluator,
             folder,
             accelerator,
@@ -96,6 +115,8 @@ def main(options) -> None:
             find_source=weights.find_source if isinstance(weights, FromNearest) else None,
             after_trial=after_trial,
             pruning=PRUNERS[recipe.pruner] if recipe.pruner else None,
+            admit=(lambda layers: within.hold(config(layers))) if within.limits else None,
+            notes=lambda layers: {MEASURED: how} if (how := meter.notes(config(layers))) else {},
         )
         if accelerator.is_main_process:
             if known or strange:
@@ -120,19 +141,38 @@ def limits(options) -> dict[str, float]:
     return {name: limit for name, limit in given.items() if limit is not None}
 
 
-def within(limits: Mapping[str, float], evaluator: Evaluator) -> Feasible | None:
-    """Whether an architecture keeps within the limits, each cost measured once."""
-    if not limits:
-        return None
+def wanted_costs(options) -> list[str]:
+    """Costs that every trial shall have: objectives, what is limited, and latency where its conditions are given."""
+    given = {"latency_ms"} if any(hasattr(options, f"latency_{name}") for name in CONDITIONS) else set()
+    return sorted({*options.objectives[1:], *limits(options), *given})
 
-    @cache
-    def feasible(layers: Architecture) -> bool:
-        config = FlexiBertConfig(**evaluator.first_weights.fields, layers=layers)
-        return not any(
-            COSTS[name].exceeds(evaluator.costs.measure(name, config), limit) for name, limit in limits.items()
-        )
 
-    return feasible
+CONDITIONS = ("runtime", "batch", "length", "threads", "repetitions")
+"""Options --latency-..."""
+
+
+def conditions(recipe: Recipe, options, accelerator: Accelerator | None = None) -> Conditions:
+    """Under which latency and energy are measured."""
+    given = {name: getattr(options, f"latency_{name}") for name in CONDITIONS if hasattr(options, f"latency_{name}")}
+    chosen = Conditions(**{"length": recipe.pretraining.sequence_length, **given})
+    if accelerator is None or not chosen.runtime.startswith("torch"):
+        return chosen
+    return dataclasses.replace(chosen, device=str(accelerator.device))
+
+
+def told(conditions: Conditions) -> dict[str, Any]:
+    """What makes latencies incomparable, as far as options say it."""
+    return {name: getattr(conditions, name) for name in ("runtime", "batch", "length", "threads")}
+
+
+def longest(recipe: Recipe) -> int:
+    """Tokens of the longest sequence that training has."""
+    return max(recipe.pretraining.sequence_length, recipe.finetuning.max_length if recipe.tasks else 0)
+
+
+def positions(recipe: Recipe) -> int:
+    """How long the texts of candidates may be."""
+    return recipe.model.get("max_position_embeddings", longest(recipe))
 
 
 def identity(recipe: Recipe, options) -> dict[str, Any]:
@@ -148,6 +188,7 @@ def identity(recipe: Recipe, options) -> dict[str, Any]:
     supernet = None if options.supernet is None else weights_digest(options.supernet)
     bounds = {limit_option(name): getattr(options, limit_option(name)) for name in COSTS}
     fixed = {"space": data.pop("space"), "objective": objective, "seed": options.seed, "supernet": supernet}
+    fixed["latency"] = told(conditions(recipe, options))
     return {**fixed, **bounds, **data}
 
 
@@ -168,6 +209,7 @@ def build_evaluator(
     progress: RunProgress,
     folder: RunFolder,
     study: optuna.Study | None,
+    costs: CostMeter,
 ) -> Evaluator:
     """An evaluator with the recipe's data, tasks and budgets, once the study is known to be about these data."""
     data = load_data(recipe, options, accelerator, progress, folder.path.parent)
@@ -180,7 +222,6 @@ def build_evaluator(
     for task in tasks:
         if task.columns:
             progress.say(f"{task.name}: {task.columns}")
-    wanted = {*options.objectives, *limits(options)}
     search = {
         "recipe": recipe.description,
         "sampler": recipe.sampler["name"],
@@ -195,7 +236,7 @@ def build_evaluator(
         tasks=tasks,
         pretraining=recipe.pretraining,
         finetuning=recipe.finetuning,
-        costs=CostMeter(recipe.pretraining.sequence_length, accelerator.device, sorted(wanted)),
+        costs=costs,
         cards=TrialCards(data.corpus.name, tasks, recipe.finetuning, options.seed, search, data.teacher_name),
         seed=options.seed,
         accelerator=accelerator,
@@ -211,8 +252,7 @@ def digests(data: Data, tasks: Sequence[Task]) -> dict[str, str]:
 
 def first_weights(recipe: Recipe, options, data: Data, folder: RunFolder) -> FirstWeights:
     """What candidates start from."""
-    longest = max(recipe.pretraining.sequence_length, recipe.finetuning.max_length if recipe.tasks else 0)
-    fields = model_fields(data.tokenizer, longest, recipe.model)
+    fields = model_fields(data.tokenizer, longest(recipe), recipe.model)
     if options.supernet is not None and recipe.space is not None:
         return FromSupernet(Path(options.supernet), folder, recipe.space, data.tokenizer, fields)
     if recipe.transfer != "none":

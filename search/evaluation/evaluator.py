@@ -95,7 +95,9 @@ class Evaluator:
                 write_card(folder, self.cards.card(folder.name, budget, pretrained, results))
             transferred = {} if given is None else {"transferred_percent": 100 * given}
             measured = collect_metrics(pretrained, results)
-            metrics = {**self.costs.metrics(model.config), **measured, **transferred}
+            # One process measures, while the others wait for the next trial.
+            costs = self.costs.metrics(model.config) if self.accelerator.is_main_process else {}
+            metrics = {**costs, **measured, **transferred}
             log(metrics, budget.steps)
         return metrics
 

@@ -23,6 +23,9 @@ FUNCTION = "function"
 METRICS = "metrics"
 """Flat dictionary with units in the names. Each of them also stands alone, under its own name, for dashboards."""
 
+MEASURED = "measured"
+"""How its latency and energy were measured: conditions, quartiles, drift of the machine, see `runtimes.bench`."""
+
 DUPLICATE_OF = "duplicate_of"
 """Number of the trial whose values this one repeats: it was not trained and is no measurement."""
 

@@ -4,6 +4,7 @@ A completed trial carries its score as its first value and the user attributes o
 says which trials count.
 """
 
+import json
 import math
 import os
 import platform
@@ -31,6 +32,7 @@ from ..samplers.trials import (
     INTERRUPTED,
     LAYERS,
     LEVEL,
+    MEASURED,
     METRICS,
     PREDICTION,
     RETRY_OF,
@@ -57,6 +59,7 @@ class Result:
     metrics: dict[str, float]
     prediction: dict[str, float] | None
     level: int | None
+    measured: Mapping[str, Any] | None = None
 
     @property
     def score(self) -> float:
@@ -114,6 +117,34 @@ def savings(study: optuna.Study) -> dict[str, float] | None:
         "saved_percent": 100 * saved / candidates if candidates else 0.0,
         "finetunings_saved": len(tasks) * len(ended),
     }
+
+
+def conditions(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Under which conditions latency and energy were measured: one entry for all trials with the same ones.
+
+    Returns:
+        The conditions (see `runtimes.conditions`), how many `trials` they hold for, the smallest and largest
+        `reference_ms`, the latency of the model that is the same in all searches, and what was last known about the
+        `predictor`, None where there was none.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for result in results:
+        if result.measured is not None:
+            key = json.dumps(result.measured["conditions"], sort_keys=True)
+            groups.setdefault(key, []).append(result.measured)
+    entries = []
+    for key, members in groups.items():
+        reference = [member["reference_ms"] for member in members]
+        predictors = [member["predictor"] for member in members if "predictor" in member]
+        entries.append(
+            {
+                **json.loads(key),
+                "trials": len(members),
+                "reference_ms": [min(reference), max(reference)],
+                "predictor": max(predictors, key=lambda predictor: predictor["samples"], default=None),
+            }
+        )
+    return entries
 
 
 def objective_names(study: optuna.Study) -> list[str]:
@@ -181,9 +212,10 @@ def summarise(study: optuna.Study) -> dict[str, Any]:
         "study": study.study_name,
         "objectives": objective_names(study),
         "trials": count_trials(study),
-        "best": best and {**_plain(best, study), "metrics": _finite(best.metrics)},
+        "best": best and {**_plain(best, study), "metrics": _finite(best.metrics), "measured": best.measured},
         "front": [_plain(result, study) for result in front(study, results)],
         "savings": savings(study),
+        "conditions": conditions(results),
         "environment": environment(),
     }
 
@@ -228,6 +260,7 @@ def _result(trial: FrozenTrial) -> Result:
         metrics=attributes.get(METRICS, {}),
         prediction=prediction,
         level=attributes.get(LEVEL),
+        measured=attributes.get(MEASURED),
     )
 
 

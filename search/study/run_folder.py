@@ -64,6 +64,11 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def latencies(self) -> Path:
+        """What was measured of candidates, trained or not, a line each; see `runtimes.bench`."""
+        return self.path / "latencies.jsonl"
+
+    @property
     def supernet(self) -> Path:
         """The run's own copy of a super-network, with what trials have written back."""
         return self.path / "supernet"

@@ -8,8 +8,9 @@ workers share; whoever starts the same command again goes on where the study sta
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 from accelerate import Accelerator
@@ -21,7 +22,7 @@ from flexibert.spec import Architecture, fingerprint, layers_to_dicts, parse_lay
 
 from ..errors import OutOfTime, StartAnew, TrainingDiverged, UserError
 from ..progress import RunProgress
-from ..samplers.base import ReseededSampler, repetitions
+from ..samplers.base import Feasible, ReseededSampler, repetitions
 from ..samplers.trials import (
     DUPLICATE_OF,
     FAILURE,
@@ -72,6 +73,9 @@ class Search:
         find_source: Chooses the trained encoder that a candidate starts from; none does where it is None.
         after_trial: Called on the main process after every trial that trained an architecture.
         pruning: What the pruner of the study compares; None where it has none.
+        admit: Tells of an architecture that was proposed whether it may be trained, where that takes more than the
+            sampler asks for; `sampler.feasible` decides where it is None.
+        notes: Makes further user attributes for a trial that trained an architecture.
     """
 
     def __init__(
@@ -85,6 +89,8 @@ class Search:
         find_source: FindSource | None = None,
         after_trial: Callable[[], None] | None = None,
         pruning: Pruning | None = None,
+        admit: Feasible | None = None,
+        notes: Callable[[Architecture], Mapping[str, Any]] | None = None,
     ):
         self._study = study
         self.sampler = sampler
@@ -96,6 +102,8 @@ class Search:
         self.find_source = find_source
         self.after_trial = after_trial
         self.pruning = pruning
+        self.admit = admit
+        self.notes = notes
         self.deadline: float | None = None
         self.trial_timeout: float | None = None
         self._in_step = True
@@ -231,7 +239,7 @@ class Search:
             if known.state == TrialState.RUNNING:
                 time.sleep(random.random())  # two workers in step would step aside together for ever
             return None, TrialState.PRUNED
-        if not self._is_feasible(layers):
+        if not (self._is_feasible(layers) and (self.admit is None or self.admit(layers))):
             return None, TrialState.PRUNED
         self.progress.start_trial(f"trial {trial.number} {name}")
         try:
@@ -243,6 +251,8 @@ class Search:
             values = [metrics[objective] for objective in objective_names(self.study)]
             if not all(map(math.isfinite, values)):
                 raise TrainingDiverged(f"the result is {values}")
+            for attribute, content in (self.notes(layers) if self.notes else {}).items():
+                note(trial, attribute, content)
         except optuna.TrialPruned:
             return None, TrialState.PRUNED
         except Exception as error:
