@@ -41,7 +41,8 @@ from flexibert import FlexiBertForMaskedLM  # noqa: E402
 from flexibert.spec import layers_to_dicts  # noqa: E402
 from search.data.blocks import tokenized_blocks
 from search.data.corpus import load_corpus
-from search.evaluation.supernet import SuperNetwork, load_supernet, random_member  # noqa: E402
+from search.evaluation.member_sampling import random_member  # noqa: E402
+from search.evaluation.supernet import SuperNetwork, load_supernet  # noqa: E402
 from search.files import replace_file  # noqa: E402
 from search.samplers import create_sampler  # noqa: E402
 from search.space.search_space import Architecture, SearchSpace, operation_label  # noqa: E402

@@ -195,6 +195,13 @@ def _add_supernet(commands) -> None:
     parser = _command(commands, "supernet", "train one set of weights that all candidates of a recipe start from")
     parser.add_argument("--recipe", required=True, help="name (see the command list) or path of a .json")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the super-network")
+    parser.add_argument(
+        "--sampling",
+        choices=("random", "fair", "sandwich"),
+        default="random",
+        help="which members are trained in a step: a random one; in turn such that all operations come equally often; "
+        "or the largest, the smallest and two random ones, each on a part of the batch",
+    )
     add_data(parser, recipe=True)
     add_budget(parser, recipe=True)
     add_training(parser)

@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from flexibert.spec import layers_to_dicts
+from search.cli import build_parser
 from search.errors import UserError
-from search.evaluation.supernet import SuperNetwork, load_supernet, random_member, save_supernet
+from search.evaluation.member_sampling import MEMBER_SAMPLING, SIZES, random_member, with_parts
+from search.evaluation.supernet import SuperNetwork, load_supernet, save_supernet
 from search.space.search_space import SearchSpace, operation_label
+from search.training.pretraining import PretrainingBudget
 
 
 KERNELS = [{"op": "lightweight_convolution", "kernel_size": size} for size in (3, 9, 65)]
@@ -234,3 +237,55 @@ def test_paths_depend_on_seed_and_step_only():
     assert paths[0] != paths[1] and paths[:5] != [layers_to_dicts(random_member(space, 1, step)) for step in range(5)]
     kinds = [layer["operations"][0]["op"] for path in paths for layer in path]
     assert 25 <= kinds.count("attention_graph") <= 55  # kinds are drawn before kernel sizes
+
+
+# --- which members are trained ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", MEMBER_SAMPLING)
+@pytest.mark.parametrize("name", SPACES)
+def test_members_of_a_step_are_a_function_of_seed_step_and_part(name, rule):
+    space, member = SPACES[name], MEMBER_SAMPLING[rule]
+    paths = [member(space, 0, step, part) for step in range(6) for part in range(4)]
+    assert paths == [member(space, 0, step, part) for step in range(6) for part in range(4)]
+    assert all(layers in space for layers in paths)
+    assert paths[:4] != [member(space, 1, 0, part) for part in range(4)]
+
+
+def test_fair_sampling_trains_every_operation_equally_often():
+    space = SPACES["everything"]
+    count = len(space.operations)
+    for first in (0, 3 * count):
+        members = [MEMBER_SAMPLING["fair"](space, 5, first + step, 0) for step in range(count)]
+        assert len({len(layers) for layers in members}) == 1
+        for place in zip(*members):
+            labels = [space.parameters((layer,) * len(members[0]))["layer0.operation"] for layer in place]
+            assert sorted(labels) == sorted(map(operation_label, space.operations))
+    drawn = [space.parameters(MEMBER_SAMPLING["random"](space, 5, step, 0)) for step in range(count)]
+    assert len({values["layer0.operation"] for values in drawn}) < count
+
+
+def test_the_sandwich_has_the_largest_member_on_top_and_the_smallest_below():
+    space = SPACES["everything"]
+    for step in range(5):
+        largest, smallest, *others = (MEMBER_SAMPLING["sandwich"](space, 0, step, part) for part in range(4))
+        for layers, extreme in ((largest, max), (smallest, min)):
+            values = space.parameters(layers)
+            for name in space.active(values):
+                parameter = space.table[name]
+                assert parameter.part not in SIZES or values[name] == extreme(parameter.values), name
+        assert others[0] != others[1]
+
+
+def test_the_sandwich_takes_parts():
+    budget = PretrainingBudget(batch_size=8)
+    assert with_parts(budget, "fair", 2) is budget
+    assert with_parts(budget, "sandwich", 1).micro_batches == 4
+    assert with_parts(dataclasses.replace(budget, micro_batches=8), "sandwich", 1).micro_batches == 8
+    assert with_parts(budget, "sandwich", 4) is budget
+    for processes, micro_batches in ((2, 1), (4, 2)):
+        with pytest.raises(UserError, match="--sampling sandwich"):
+            with_parts(dataclasses.replace(budget, micro_batches=micro_batches), "sandwich", processes)
+    for name in MEMBER_SAMPLING:
+        options = build_parser().parse_args(["supernet", "--recipe", "r", "--output", "o", "--sampling", name])
+        assert options.sampling == name

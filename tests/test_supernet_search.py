@@ -23,7 +23,8 @@ from flexibert import FlexiBertForMaskedLM
 from flexibert.attention_graph import GRAPHS, parse_graph
 from search.cli import main
 from search.evaluation.first_weights import WRITERS, writers
-from search.evaluation.supernet import SuperNetwork, load_supernet, random_member
+from search.evaluation.member_sampling import random_member
+from search.evaluation.supernet import SuperNetwork, load_supernet
 from search.progress import RunProgress
 from search.samplers import create_sampler
 from search.space.search_space import SearchSpace
@@ -70,7 +71,7 @@ def train(folder=None, kill_at=None):
     set_seed(0)
     network = SuperNetwork(space, {"vocab_size": 60, "max_position_embeddings": 16})
 
-    def path(step):
+    def path(step, part):
         if step == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         return {"layers": random_member(space, 7, step)}

@@ -31,10 +31,15 @@ from transformers import (
 )
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
+from search.artifacts.checkpoint import save_checkpoint
+from search.artifacts.model_card import CardFacts
 from search.cli import main
 from search.data.passages import passages
 from search.errors import UserError
-from search.evaluation.supernet import SuperNetwork, random_member
+from search.evaluation.first_weights import FromNearest
+from search.evaluation.member_sampling import random_member
+from search.evaluation.model_config import SHARED_FIELDS
+from search.evaluation.supernet import SuperNetwork, load_supernet, save_supernet
 from search.evaluation.zero_shot import SentenceEncoder
 from search.space.search_space import SearchSpace
 from search.training import teacher as module
@@ -445,7 +450,7 @@ def test_a_student_learns_and_only_what_is_taught_changes(taught, tokenizer):
     assert result.state_map["weight"].shape == (32, model.config.hidden_size)
 
 
-def test_a_super_network_is_taught(taught, tokenizer):
+def test_a_super_network_is_taught_and_its_members_inherit_the_map(taught, tokenizer, tmp_path):
     space = SearchSpace.from_dict(
         {
             "num_layers": [1],
@@ -460,12 +465,43 @@ def test_a_super_network_is_taught(taught, tokenizer):
     network = SuperNetwork(space, fields)
     budget = dataclasses.replace(BUDGET, steps=30, objectives=ALL, checkpoint_steps=0)
 
-    def path(step):
+    def path(step, part):
         return {"layers": random_member(space, 0, step)}
 
     _, result = train(taught, tokenizer, budget, network, arguments=path)
     assert np.mean(result.losses[-5:]) < np.mean(result.losses[:5])
     assert {f"{name}_loss" for name in STATE_OBJECTIVES} <= result.metrics.keys()
+
+    network.state_map = result.state_map
+    save_supernet(network, tokenizer, tmp_path / "net", {})
+    loaded, _ = load_supernet(tmp_path / "net")
+    member = path(budget.steps, 0)["layers"]
+    untrained = dataclasses.replace(budget, steps=0)
+    _, inherited = train(taught, tokenizer, untrained, loaded.extract(member), state_map=loaded.state_map)
+    assert inherited.metrics == pytest.approx(result.metrics, rel=1e-5), "as within the super-network"
+    members = (path(step, 0)["layers"] for step in range(9))
+    narrow = next(layers for layers in members if layers[0].hidden_size == 16)
+    model = loaded.extract(narrow)
+    _, trained = train(taught, tokenizer, budget, model, state_map=loaded.state_map)
+    loaded.write_back(narrow, model, trained.state_map)
+    _, again = train(taught, tokenizer, untrained, loaded.extract(narrow), state_map=loaded.state_map)
+    assert again.metrics == pytest.approx(trained.metrics, rel=1e-5), "what was written back comes out"
+    assert torch.equal(loaded.state_map["weight"][:, 16:], result.state_map["weight"][:, 16:])
+
+
+def test_a_candidate_that_starts_from_a_trained_one_takes_its_map(taught, tokenizer, tmp_path):
+    budget = dataclasses.replace(BUDGET, steps=20, checkpoint_steps=0)
+    model, result = train(taught, tokenizer, budget)
+    save_checkpoint(
+        model, tokenizer, tmp_path / "source", CardFacts("source", "text", {}, (0,), teacher="t"), result.state_map
+    )
+    fields = {name: value for name, value in model.config.to_diff_dict().items() if name in SHARED_FIELDS}
+    first = FromNearest(fields, "ordered", 0).model(model.config.layer_specs, tmp_path / "source")
+    untrained = dataclasses.replace(budget, steps=0)
+    _, inherited = train(taught, tokenizer, untrained, first.model, state_map=first.state_map)
+    assert inherited.metrics == pytest.approx(result.metrics, rel=1e-5)
+    _, without = train(taught, tokenizer, untrained, first.model)
+    assert without.metrics["distillation_loss"] > result.metrics["distillation_loss"] + 0.1
 
 
 # --- the command --------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from flexibert import FlexiBertConfig
 
@@ -14,6 +14,14 @@ from flexibert import FlexiBertConfig
 MODULES, POOLING, MAP = "modules.json", "1_Pooling", "2_Dense"
 
 SENTENCE_FILES = (MODULES, "sentence_bert_config.json", f"{POOLING}/*", f"{MAP}/*")
+
+
+def read_state_map(folder: Path) -> dict[str, torch.Tensor] | None:
+    """`weight` (teacher's width, D) and `bias` of the linear map beside a checkpoint, None where there is none."""
+    path = folder / MAP / "model.safetensors"
+    if not path.is_file():
+        return None
+    return {name.removeprefix("linear."): tensor for name, tensor in load_file(path).items()}
 
 
 def write_sentence_files(

@@ -9,8 +9,9 @@ from typing import Any
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from ..errors import UserError
+from ..evaluation.member_sampling import MEMBER_SAMPLING, with_parts
 from ..evaluation.model_config import model_fields
-from ..evaluation.supernet import DESCRIPTION, SuperNetwork, random_member, save_supernet
+from ..evaluation.supernet import DESCRIPTION, SuperNetwork, save_supernet
 from ..files import check_place
 from ..progress import RunProgress, duration
 from ..recipe import load_recipe
@@ -33,6 +34,8 @@ def main(options) -> None:
     accelerator = start(options, output.parent, uneven)
     checkpoint_steps = recipe.pretraining.checkpoint_steps or max(1, recipe.pretraining.steps // 20)
     budget = dataclasses.replace(recipe.pretraining, checkpoint_steps=checkpoint_steps, compile=False)
+    budget = with_parts(budget, options.sampling, accelerator.num_processes)
+    member = MEMBER_SAMPLING[options.sampling]
     with RunProgress(enabled=accelerator.is_main_process) as progress:
         data = load_data(recipe, options, accelerator, progress, output.parent)
         longest = max(budget.sequence_length, recipe.finetuning.max_length)
@@ -44,8 +47,8 @@ def main(options) -> None:
             progress, accelerator, options, f"{output.name}.logs", budget, lambda rate: "super-network"
         )
 
-        def path(step: int) -> dict[str, Any]:
-            return {"layers": random_member(network.space, options.seed, step)}
+        def path(step: int, part: int) -> dict[str, Any]:
+            return {"layers": member(network.space, options.seed, step, part)}
 
         result = pretrain(
             network,
@@ -58,16 +61,23 @@ def main(options) -> None:
             training,
             show,
             path,
+            identity={"sampling": options.sampling},
         )
+        network.state_map = result.state_map
         accelerator.end_training()
         if accelerator.is_main_process:
-            facts = {**dataclasses.asdict(budget), "corpus": data.corpus.name, "seed": options.seed}
+            facts = {
+                **dataclasses.asdict(budget),
+                "corpus": data.corpus.name,
+                "seed": options.seed,
+                "sampling": options.sampling,
+            }
             facts |= {"teacher": data.teacher_name} if data.teacher is not None else {}
             save_supernet(network, data.tokenizer, output, facts)
             shutil.rmtree(training, ignore_errors=True)
             progress.say(
                 f"{output}: {sum(p.numel() for p in network.parameters()):,} parameters, {budget.tokens:,} tokens in "
-                f"{duration(result.seconds)}, a random member: {result.summary}"
+                f"{duration(result.seconds)}, a member: {result.summary}"
             )
             progress.say(
                 f"search with it: {interpreter()} -m search run --recipe {shlex.quote(options.recipe)} "

@@ -21,6 +21,7 @@ from ..data.tasks import Task
 from ..progress import RunProgress
 from ..study.watch import Watch
 from ..training.finetuning import FinetuningBudget, FinetuningResult, finetune
+from ..training.objectives import StateMap
 from ..training.pretraining import PretrainingBudget, PretrainingResult, equal_parts, pretrain
 from ..training.teacher import TaughtText
 from .cards import TrialCards
@@ -79,13 +80,13 @@ class Evaluator:
         """
         watch = watch or Watch()
         set_seed(self.seed)
-        model, given = self.first_weights.model(layers, source)
+        model, given, state_map = self.first_weights.model(layers, source)
         budget = self.pretraining.split(split, self.accelerator.num_processes)
         if (given or 0) >= ENOUGH_OVERLAP:
             budget = dataclasses.replace(budget, steps=0)
         known = {"fingerprint": model.config.fingerprint, "parameters": count_parameters(model.config)}
         with curves(self.accelerator, folder.name, known) as log:
-            pretrained = self._pretrain(model, budget, watch, log)
+            pretrained = self._pretrain(model, state_map, budget, watch, log)
             if self.accelerator.is_main_process:
                 card = self.cards.card(folder.name, budget, pretrained, {})
                 save_checkpoint(model, self.tokenizer, folder, card, pretrained.state_map)
@@ -102,7 +103,12 @@ class Evaluator:
         return metrics
 
     def _pretrain(
-        self, model: FlexiBertForMaskedLM, budget: PretrainingBudget, watch: Watch, log: Log
+        self,
+        model: FlexiBertForMaskedLM,
+        state_map: StateMap | None,
+        budget: PretrainingBudget,
+        watch: Watch,
+        log: Log,
     ) -> PretrainingResult:
         def progress(done: int, loss: float, rate: float) -> None:
             self.progress.update("pretraining", done, budget.steps, loss, rate)
@@ -122,6 +128,7 @@ class Evaluator:
                 rungs=watch.rungs(budget.steps),
                 report=lambda done, loss: watch.report(done, loss, budget.steps),
                 report_part=watch.report if watch.over_parts else None,
+                state_map=state_map,
             )
         finally:
             self.accelerator.free_memory()  # also of a candidate that was stopped

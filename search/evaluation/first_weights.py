@@ -21,10 +21,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 from flexibert.spec import Architecture
 
+from ..artifacts.sentence_files import read_state_map
 from ..errors import UserError
 from ..space.search_space import SearchSpace
 from ..study.run_folder import RunFolder
 from ..study.trials import finished
+from ..training.objectives import StateMap
 from ..training.teacher import Teacher, give_embeddings
 from .supernet import DESCRIPTION, load_supernet, save_supernet
 from .weight_transfer import Mode, overlap, transfer
@@ -34,11 +36,17 @@ WRITERS = 5
 
 
 class FirstModel(NamedTuple):
-    """A candidate before it is trained, and the share of its parameters that a trained encoder gave it unchanged;
-    None where candidates take over nothing from one another."""
+    """A candidate before it is trained.
+
+    Attributes:
+        given: The share of its parameters that a trained encoder gave it unchanged; None where candidates take over
+            nothing from one another.
+        state_map: What it says a teacher's states through, where whatever gave it its weights had learnt that.
+    """
 
     model: FlexiBertForMaskedLM
     given: float | None = None
+    state_map: StateMap | None = None
 
 
 class FirstWeights(Protocol):
@@ -99,7 +107,7 @@ class FromNearest:
             return FirstModel(model, 0.0)
         config = FlexiBertConfig.from_pretrained(source)
         transfer(model, load_file(source / "model.safetensors"), config, self.mode, self.seed)
-        return FirstModel(model, overlap(config, model.config))
+        return FirstModel(model, overlap(config, model.config), read_state_map(source))
 
     def _config(self, layers: Architecture) -> FlexiBertConfig:
         return FlexiBertConfig(**self.fields, layers=layers)
@@ -158,7 +166,7 @@ class FromSupernet:
 
     def model(self, layers: Architecture, source: Path | None = None) -> FirstModel:
         network, _ = load_supernet(self.current)
-        return FirstModel(network.extract(layers))
+        return FirstModel(network.extract(layers), state_map=network.state_map)
 
     def write_back(self, study: optuna.Study) -> None:
         """Writes back what good trials have and the copy has not, as far as their checkpoints are on this machine."""
@@ -169,7 +177,7 @@ class FromSupernet:
             checkpoint = self.run.checkpoint(trial)
             if trial.number not in done and checkpoint is not None:
                 model = FlexiBertForMaskedLM.from_pretrained(checkpoint)
-                network.write_back(model.config.layer_specs, model)
+                network.write_back(model.config.layer_specs, model, read_state_map(checkpoint))
                 new.append(trial.number)
         if new:
             save_supernet(network, self.tokenizer, self.run.supernet, description.training, [*done, *new])

@@ -16,7 +16,6 @@ Notation: D width of a layer, H heads, d head size, K taps of a kernel.
 
 import hashlib
 import json
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -38,12 +37,15 @@ from flexibert.spec import Architecture, LayerSpec, OperationSpec, SearchedAtten
 from ..errors import UserError
 from ..files import replace_folder
 from ..parsing import parse, read_json
-from ..space.search_space import SearchSpace, operation_label, random_values
-from ..training.objectives import states_and_logits
+from ..space.search_space import SearchSpace, operation_label
+from ..training.objectives import StateMap, states_and_logits
 from .model_config import check_fields
 
 
 WEIGHTS, DESCRIPTION = "supernet.safetensors", "supernet.json"
+
+STATE_MAP = "state_map."
+"""What the names of the linear map onto a teacher's states begin with among the weights."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +113,14 @@ class SuperNetwork(nn.Module):
     Args:
         space: Whose members can be run and cut out.
         fields: Fields of `FlexiBertConfig` besides the layers: vocabulary, positions, dropout.
+
+    Attributes:
+        state_map: From the widest states to a teacher's, if there was one; members take the leading columns.
     """
 
     def __init__(self, space: SearchSpace, fields: Mapping[str, Any]):
         super().__init__()
+        self.state_map: StateMap | None = None
         self.space = space
         self.fields = dict(fields)
         self.shared = nn.ParameterDict()
@@ -179,8 +185,9 @@ class SuperNetwork(nn.Module):
         return model
 
     @torch.no_grad()
-    def write_back(self, layers: Architecture, model: FlexiBertForMaskedLM) -> None:
-        """Makes `extract(layers)` this trained model; what it does not hold stays as it was.
+    def write_back(self, layers: Architecture, model: FlexiBertForMaskedLM, state_map: StateMap | None = None) -> None:
+        """Makes `extract(layers)` this trained model, with its map onto a teacher's states, if it has one; what it
+        does not hold stays as it was.
 
         A smaller kernel goes back through its transformation: the middle of the largest kernel becomes the
         pseudo-inverse of the matrix times the kernel. The matrix itself and the outer taps stay as they were.
@@ -192,6 +199,10 @@ class SuperNetwork(nn.Module):
                 parts = parameter.split([piece.shape[dim] for piece in pieces], dim)
             for piece, part in zip(pieces, parts):
                 self._write(piece, part.reshape(piece.shape))
+        if state_map is not None and self.state_map is not None:
+            weight = self.state_map["weight"].clone()
+            weight[:, : state_map["weight"].shape[1]] = state_map["weight"]
+            self.state_map = {"weight": weight, "bias": state_map["bias"]}
 
     def config(self, layers: Architecture) -> FlexiBertConfig:
         """The configuration of a member; ValueError where the architecture is not in the space."""
@@ -327,11 +338,6 @@ def _transform(kernels: torch.Tensor, matrix: torch.Tensor, taps: int) -> torch.
     return torch.tensordot(matrix, kernels, dims=([1], [taps])).movedim(0, taps)
 
 
-def random_member(space: SearchSpace, seed: int, step: int) -> Architecture:
-    """The member of a space that is trained in a step."""
-    return space.build(random_values(space, random.Random(f"{seed} {step}")))
-
-
 # --- files --------------------------------------------------------------------------------------------------------
 
 
@@ -346,7 +352,8 @@ def save_supernet(
         "fields": network.fields,
     }
     with replace_folder(folder) as aside:
-        save_file(network.state_dict(), aside / WEIGHTS)
+        state_map = {f"{STATE_MAP}{name}": tensor.contiguous() for name, tensor in (network.state_map or {}).items()}
+        save_file({**network.state_dict(), **state_map}, aside / WEIGHTS)
         tokenizer.save_pretrained(aside)
         (aside / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
 
@@ -361,7 +368,9 @@ def load_supernet(folder: Path) -> tuple[SuperNetwork, Description]:
         state = load_file(folder / WEIGHTS)
         with torch.device("meta"):
             network = SuperNetwork(description.space, description.fields)
+        state_map = {name: state.pop(f"{STATE_MAP}{name}") for name in ("weight", "bias") if STATE_MAP + name in state}
         network.load_state_dict(state, assign=True)
+        network.state_map = state_map or None
     except (OSError, SafetensorError, RuntimeError) as error:  # torch says in many lines which weights are missing
         reason = str(error).splitlines()[0]
         raise UserError(f"{folder} is no super-network: {WEIGHTS}: {reason}") from None

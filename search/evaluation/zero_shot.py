@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
 from transformers import AutoModel
 
 import flexibert  # noqa: F401  # registers the encoders with the Auto classes
 
-from ..artifacts.sentence_files import MAP
+from ..artifacts.sentence_files import read_state_map
 from ..data.sources import one_line, quiet
 from ..data.tasks import Task
 from ..data.tokenizer import load_tokenizer
@@ -39,10 +38,8 @@ class SentenceEncoder:
             raise UserError(f"{source} lacks weights of the encoder: {lost[0]} and {len(lost) - 1} more")
         self.model = model.eval().to(device)
         self.tokenizer = load_tokenizer(source)
-        self.map = None
-        if (path / MAP / "model.safetensors").is_file():
-            weights = load_file(path / MAP / "model.safetensors", device=str(device))
-            self.map = weights["linear.weight"], weights["linear.bias"]
+        state_map = read_state_map(path)
+        self.map = state_map and (state_map["weight"].to(device), state_map["bias"].to(device))
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str], max_length: int) -> torch.Tensor:

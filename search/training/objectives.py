@@ -42,6 +42,9 @@ OBJECTIVES = (*PREDICTING, *STATE_OBJECTIVES)
 DEFAULT_WEIGHTS = {"token_cosine": 1.0, "pooled_cosine": 1.0}
 """Under a teacher, if nothing else is said."""
 
+StateMap = Mapping[str, torch.Tensor]
+"""The linear map from a student's states to the teacher's: `weight` (d, D) and `bias` (d,)."""
+
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -90,9 +93,13 @@ class Student(nn.Module):
             and is called like one.
         weights: Objective -> weight.
         size: Width of the teacher's states, None without a teacher.
+        state_map: The first linear map, if it shall not be random; for wider states its columns are the leading ones.
+            One onto another width is of another teacher and is not used.
     """
 
-    def __init__(self, model: Any, weights: Mapping[str, float], size: int | None = None):
+    def __init__(
+        self, model: Any, weights: Mapping[str, float], size: int | None = None, state_map: StateMap | None = None
+    ):
         super().__init__()
         self.model: Any = model
         self.weights = dict(weights)
@@ -104,6 +111,8 @@ class Student(nn.Module):
         self.map: nn.Linear | None = None
         if size is not None and any(objective.uses_map for objective in self.objectives.values()):
             self.map = nn.Linear(model.config.hidden_size if own else model.width, size)
+            if state_map is not None:
+                take_columns(self.map, state_map)
         # Data parallelism wants to know what no gradient will come to.
         self.untrained = [] if self.predicts or not own else [*model.prediction_head.parameters(), model.lm_head.bias]
         for parameter in self.untrained:
@@ -159,6 +168,16 @@ class Student(nn.Module):
         if not self.training:
             losses[f"{MASKED_LM}_hits"] = (logits.argmax(-1) == labels).sum() / count
         return losses
+
+
+@torch.no_grad()
+def take_columns(linear: nn.Linear, state_map: StateMap) -> None:
+    """Gives a map what another one has, as far as both have the columns; nothing if they lead to other widths."""
+    weight, bias = state_map["weight"], state_map["bias"]
+    if len(bias) == linear.out_features:
+        width = min(linear.in_features, weight.shape[1])
+        linear.weight[:, :width] = weight[:, :width].to(linear.weight)
+        linear.bias.copy_(bias)
 
 
 def onto_teacher(linear: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:

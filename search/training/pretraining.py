@@ -21,7 +21,7 @@ from accelerate.utils import set_seed
 from ..errors import TrainingDiverged, UserError
 from ..parsing import limited
 from .masked_lm import IGNORED, MaskedLanguageModelling, to_device
-from .objectives import LOGITS, MASKED_LM, Student, objective_weights, predicts
+from .objectives import LOGITS, MASKED_LM, StateMap, Student, objective_weights, predicts
 from .state import load_checkpoint, model_digest, save_checkpoint, text_digest
 from .taught_batches import TaughtBatches, counts
 from .teacher import TaughtText
@@ -98,7 +98,7 @@ class PretrainingResult:
     tokens_per_second: float
     seconds: float
     losses: tuple[float, ...]
-    state_map: Mapping[str, torch.Tensor] | None = None
+    state_map: StateMap | None = None
 
     @property
     def validation_loss(self) -> float:
@@ -151,8 +151,8 @@ Progress = Callable[[int, float, float], None]
 Report = Callable[[int, float], None]
 """Told (steps done, validation loss) on all processes alike; may raise, which ends the training."""
 
-Arguments = Callable[[int], Mapping[str, Any]]
-"""What a model is called with besides the batch in a step, counted from 0."""
+Arguments = Callable[[int, int], Mapping[str, Any]]
+"""What a model is called with besides the batch in a step and in a part of its batch, both counted from 0."""
 
 
 def pretrain(
@@ -165,10 +165,12 @@ def pretrain(
     accelerator: Accelerator,
     folder: Path | None = None,
     progress: Progress | None = None,
-    arguments: Arguments = lambda step: {},
+    arguments: Arguments = lambda step, part: {},
     rungs: Sequence[int] = (),
     report: Report | None = None,
     report_part: Report | None = None,
+    state_map: StateMap | None = None,
+    identity: Mapping[str, Any] | None = None,
 ):
     """Trains a masked language model in place of its first weights, or from its last checkpoint in `folder`.
 
@@ -180,10 +182,12 @@ def pretrain(
         accelerator: Devices, precision and processes.
         folder: Where checkpoints are kept, if the budget has any.
         progress: Told about every tenth step or so.
-        arguments: Further arguments of the model, a function of the step alone; validation has those of step
-            `budget.steps`.
+        arguments: Further arguments of the model, a function of the step and the part of its batch (parts are the
+            micro-batches of all processes); validation has those of step `budget.steps`, part 0.
         rungs: After so many steps the model is validated and `report` is told; nothing else depends on it.
         report_part: Told at the end (number of a batch, loss) of every batch of the validation text.
+        state_map: First linear map onto the teacher's states, by default a random one.
+        identity: What else must be as it was for a checkpoint to go on.
 
     Raises:
         TrainingDiverged: The loss is not finite; the last checkpoint is left as it is.
@@ -201,12 +205,13 @@ def pretrain(
     batches = batch_source(blocks, tokenizer, budget, weights, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        student = Student(model, weights, blocks.states.form.size if isinstance(blocks, TaughtText) else None)
+        size = blocks.states.form.size if isinstance(blocks, TaughtText) else None
+        student = Student(model, weights, size, state_map)
     text = {"text": blocks.states.folder.name if isinstance(blocks, TaughtText) else text_digest(blocks)}
-    identity = {"seed": seed, **text, "budget": asdict(budget), "model": model_digest(model)}
+    same = {"seed": seed, **text, "budget": asdict(budget), "model": model_digest(model), **(identity or {})}
     trained = torch.compile(student) if budget.compile else student
     trained, optimizer = accelerator.prepare(trained, build_optimizer(student, budget))
-    first_step, losses = load_checkpoint(accelerator, folder, identity)
+    first_step, losses = load_checkpoint(accelerator, folder, same)
 
     trained.train()
     pending: list[torch.Tensor] = []
@@ -227,7 +232,7 @@ def pretrain(
             inputs |= batches.asked(inputs)
             accumulating = micro_batch < budget.micro_batches - 1
             with accelerator.no_sync(trained) if accumulating else nullcontext():
-                loss = student.total(trained(inputs, arguments(step))) / budget.micro_batches
+                loss = student.total(trained(inputs, arguments(step, share))) / budget.micro_batches
                 accelerator.backward(loss)
             total += loss.detach()
         gradient_norm = accelerator.clip_grad_norm_(trained.parameters(), budget.max_grad_norm)
@@ -247,18 +252,18 @@ def pretrain(
                 progress(done, losses[-1], rate)
         if report is not None and done in rungs:
             validation = batch_source(validation_blocks, tokenizer, budget, weights, seed=0)
-            report(done, compared_loss(evaluate(trained, student, validation, accelerator, arguments(step))))
+            report(done, compared_loss(evaluate(trained, student, validation, accelerator, arguments(step, 0))))
             trained.train()
         kept = checkpoint or done == budget.steps
         if kept and not (math.isfinite(gradient_norm) or accelerator.optimizer_step_was_skipped):
             raise TrainingDiverged(f"the gradient is {gradient_norm:g} at step {done}; {ADVICE}")
         if checkpoint and folder is not None:
-            save_checkpoint(accelerator, folder, done, losses, identity)
+            save_checkpoint(accelerator, folder, done, losses, same)
     seconds = time.perf_counter() - started
 
     validation = batch_source(validation_blocks, tokenizer, budget, weights, seed=0)
     batch_losses: list[float] = []
-    metrics = evaluate(trained, student, validation, accelerator, arguments(budget.steps), batch_losses)
+    metrics = evaluate(trained, student, validation, accelerator, arguments(budget.steps, 0), batch_losses)
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise TrainingDiverged(f"the validation loss is {value:g} ({name}) after step {budget.steps}; {ADVICE}")
