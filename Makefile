@@ -5,10 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: search test test-slow official check style cards docs clean
+.PHONY: search setup test test-slow official wheel-test test-oldest check style cards docs clean
 
 search: $(READY)
 	$(BIN)/accelerate launch -m search
+
+# the environment alone
+setup: $(READY)
 
 # one worker per core; files stay together, because their fixtures are shared
 test: $(READY)
@@ -21,6 +24,15 @@ test-slow: $(READY)
 official: $(READY)
 	$(BIN)/python tests/official/fetch.py
 	$(BIN)/python -m pytest -m official -W ignore::pytest.PytestUnknownMarkWarning tests/official
+
+# the wheel alone in an empty environment, every command from an empty folder; PYTHONS="python3.10 python3.13" takes several
+PYTHONS ?= $(PYTHON)
+wheel-test:
+	for python in $(PYTHONS); do $$python tests/installed/check.py || exit 1; done
+
+# the same with the oldest versions that pyproject.toml allows
+test-oldest:
+	for python in $(PYTHONS); do $$python tests/installed/check.py --oldest || exit 1; done
 
 # what the machine can see without running anything: style, format, types
 check: $(READY)

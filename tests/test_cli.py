@@ -16,7 +16,7 @@ import torch
 from huggingface_hub.utils import validate_repo_id
 
 from flexibert import FlexiBertModel
-from search.cli import main
+from search.cli import build_parser, main
 from search.commands.run import next_commands
 from search.study.run_folder import RunFolder
 
@@ -455,6 +455,25 @@ def test_every_command_has_help(capsys, name):
         main([name, "--help"])
     assert stopped.value.code == 0
     assert "usage: search" in capsys.readouterr().out
+
+
+def test_the_reference_knows_every_command():
+    (commands,) = (action for action in build_parser()._actions if action.dest == "==SUPPRESS==" and action.choices)
+    page = (ROOT / "docs" / "reference" / "command.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(commands.choices)
+
+
+def test_a_shell_completes_the_command():
+    """As the reference says; bash is asked what it would offer."""
+    shtab = pytest.importorskip("shtab")
+    script = shtab.complete(build_parser(), shell="bash", root_prefix="it")
+    ask = """
+    offer() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _shtab_it; echo "${COMPREPLY[@]}"; }
+    offer search pu; offer search list ""; offer search pull --ver
+    """
+    done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True)
+    first, second, third = done.stdout.splitlines()
+    assert first == "publish pull" and "samplers" in second.split() and third == "--verify"
 
 
 def test_pretraining_a_named_architecture(tmp_path, corpus):

@@ -66,7 +66,7 @@ def test_python_runs(code, checkpoint, monkeypatch):
     monkeypatch.chdir(ROOT)
     verbosity = optuna.logging.get_verbosity()
     try:
-        exec(code.replace("runs/quickstart/best", str(checkpoint)), {})
+        exec(re.sub("runs/quickstart/best|mine/reviews", str(checkpoint), code), {})
     finally:
         optuna.logging.set_verbosity(verbosity)
 
@@ -125,6 +125,17 @@ def test_links_and_pictures_are_there(page, target):
 @pytest.mark.parametrize("page", PAGES)
 def test_nothing_needs_what_only_its_writer_has(page):
     assert not re.search(r"\.\./shared|(?<![\w.:/])/(?:home|root|tmp|work)/", PAGES[page])
+
+
+EXPECTATIONS = re.findall(r"^\| .+? \| .+? \| (.+?) \|$", PAGES["docs/expectations.md"], re.MULTILINE)[2:]
+
+
+@pytest.mark.parametrize("shown", EXPECTATIONS)
+def test_every_expectation_is_shown(shown):
+    """A row of docs/expectations.md names a test that is there, or an example, which tests/test_examples.py runs."""
+    path, _, test = shown.strip("`").partition("::")
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert re.search(rf"^def {test}\(", text, re.MULTILINE) if test else path.startswith("examples/")
 
 
 def test_every_page_is_in_the_site():
