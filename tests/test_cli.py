@@ -102,7 +102,7 @@ def command(*arguments, launcher=("-m", "search"), **kwargs):
     )
 
 
-def test_a_search_leaves_a_run_folder_and_says_what_to_try(tmp_path, recipe):
+def test_a_search_leaves_a_run_folder_and_says_what_to_try(tmp_path, recipe, capsys):
     done = command("run", "--recipe", recipe, "--runs", str(tmp_path / "runs"))
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "tiny"
@@ -119,20 +119,21 @@ def test_a_search_leaves_a_run_folder_and_says_what_to_try(tmp_path, recipe):
     assert json.loads((folder / "best" / "config.json").read_text())["layers"] == summary["best"]["layers"]
     assert "Traceback" not in done.stderr
 
-    published = command("publish", str(folder / "best"), "--repo-id", "someone/tiny")
-    assert published.returncode == 0 and "Nothing was uploaded" in published.stdout
-    again = command("report", str(folder))
-    assert again.returncode == 0 and "report.md" in again.stdout
-    told = command("report", str(folder), "--json")
-    assert json.loads(told.stdout) == json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     once_more = command("run", "--recipe", recipe, "--runs", str(tmp_path / "runs"), "--json")
     assert json.loads(once_more.stdout)["best"] == summary["best"]
-    scores = command(
+
+    def said(*arguments):
+        assert main(arguments) == 0
+        return capsys.readouterr().out
+
+    assert "Nothing was uploaded" in said("publish", str(folder / "best"), "--repo-id", "someone/tiny")
+    assert "report.md" in said("report", str(folder))
+    assert json.loads(said("report", str(folder), "--json")) == json.loads((folder / "summary.json").read_text())
+    scores = said(
         "finetune", "--model", str(folder / "best"), "--tasks", "word_order", "--corpus", recipe_corpus(recipe),
         "--max-train-examples", "32", "--epochs", "1", "--max-length", "32", "--output", str(tmp_path / "fine"),
     )  # fmt: skip
-    assert scores.returncode == 0, scores.stderr
-    assert "word_order" in scores.stdout and "accuracy" in scores.stdout
+    assert "word_order" in scores and "accuracy" in scores
     assert (tmp_path / "fine" / "word_order" / "config.json").is_file()
 
 

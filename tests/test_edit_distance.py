@@ -91,6 +91,7 @@ def test_an_integer_programme_finds_nothing_smaller(topology):
     assert np.mean(ours / exact - 1) <= 0.005
 
 
+@pytest.mark.slow
 def test_the_benchmark_compares_with_networkx(shared, tmp_path):
     reference = shared / "reference/graphs/ged.json"
     arguments = ["--reference", reference, "--pairs", 2, "--skip-library", "--output", tmp_path / "figures.json"]
