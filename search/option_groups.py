@@ -32,6 +32,13 @@ def add_data(parser, recipe: bool) -> None:
     )
     if recipe:
         group.add_argument(
+            "--streaming",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="read the corpus while it is trained on, shuffled within a window, so that it may be larger than the "
+            f"disk{default}",
+        )
+        group.add_argument(
             "--tokenizer-kind",
             choices=("wordpiece", "unigram", "byte_bpe"),
             default=argparse.SUPPRESS,

@@ -42,6 +42,7 @@ class Recipe:
         hierarchy: Whether to search level by level, from stacks of equal layers to the whole space.
         tasks: Whose mean primary metric is the score; none scores by masked token accuracy.
         corpus: Where the text comes from, None for the embedded one; `corpus_config` names a configuration of it.
+        streaming: Whether the corpus is read while it is trained on, see `data.streaming`.
         tokenizer: Folder or Hub id, None to train one of `vocab_size` on the corpus, or to take the teacher's.
         tokenizer_kind: Name in `tokenizer_kinds.TOKENIZER_KINDS` of what is trained on the corpus.
         teacher: Folder or Hub id of an encoder to learn from, see `training.teacher`; None for none.
@@ -67,6 +68,7 @@ class Recipe:
     tasks: tuple[str, ...] = ("word_order", "next_sentence")
     corpus: str | None = None
     corpus_config: str | None = None
+    streaming: bool = False
     tokenizer: str | None = None
     tokenizer_kind: str = one_of(*TOKENIZER_KINDS, default="wordpiece")
     teacher: str | None = None

@@ -12,7 +12,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from search.data.corpus import load_corpus
-from search.data.sources import load_source, quiet, split_of
+from search.data.layouts import split_of
+from search.data.sources import load_source, quiet
 from search.data.tasks import OwnData, load_tasks
 from search.errors import UserError
 

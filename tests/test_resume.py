@@ -17,9 +17,16 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, set_seed
 from conftest import SPECS, MaskingTokenizer
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
+from search.data.block_stream import BlockStream
 from search.data.passages import Passages
+from search.data.streaming import open_streams
+from search.files import replace_file
 from search.training import pretraining, state
 from search.training.pretraining import PretrainingBudget, pretrain
 from search.training.teacher import Form, StateCache, TaughtText
@@ -57,6 +64,8 @@ def train(folder: Path, kill_at: int | str | None, environment: dict[str, str | 
     if "TAUGHT" in environment:
         blocks = validation = taught_text(rng)
         budget = dataclasses.replace(BUDGET, objectives={"token_cosine": 1.0, "pooled_mse": 0.5, "masked_lm": 0.1})
+    if "STREAMED" in environment:
+        blocks = streamed_text(rng, folder.with_name(f"{folder.name}-text"))
     set_seed(0)
     dropout = {} if "NO_DROPOUT" not in environment else {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
     model = FlexiBertForMaskedLM(
@@ -74,6 +83,20 @@ def taught_text(rng: np.random.Generator) -> TaughtText:
     states = StateCache(Path("random"), passages, Form(12, "float16"))
     states.opened[0] = rng.normal(size=(starts[-1], 12)).astype(np.float16), np.empty(0)
     return TaughtText(passages, states, None)
+
+
+def streamed_text(rng: np.random.Generator, folder: Path) -> BlockStream:
+    """Three files of documents, in windows of 40 blocks, so that there are several windows and epochs."""
+    folder.mkdir(exist_ok=True)
+    for part in range(3):
+        text = "\n\n".join(" ".join(f"n{number:02}" for number in rng.integers(5, 60, 20)) for _ in range(40))
+        replace_file(folder / f"{part}.txt", text)
+    backend = Tokenizer(WordLevel({f"n{number:02}": number for number in range(60)}, unk_token="n01"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    names = {f"{name}_token": f"n{number:02}" for number, name in enumerate(("pad", "unk", "cls", "sep", "mask"))}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    text = open_streams(str(folder), None, "text", None)["train"]
+    return BlockStream(text, tokenizer, 16, "numbers", window_tokens=40 * 16)
 
 
 def sharding() -> FullyShardedDataParallelPlugin:
@@ -131,7 +154,13 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(
-    scope="module", params=["alone", "replicated", "taught", pytest.param("sharded", marks=pytest.mark.slow)]
+    scope="module",
+    params=[
+        "alone",
+        "replicated",
+        "taught",
+        *(pytest.param(way, marks=pytest.mark.slow) for way in ("sharded", "streamed")),
+    ],
 )
 def uninterrupted(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
@@ -158,11 +187,12 @@ def test_kills_while_a_checkpoint_is_written_change_nothing(uninterrupted, tmp_p
     assert_equal(tmp_path, expected)
 
 
-def test_two_processes_learn_from_a_teacher_what_one_does(tmp_path):
-    """Passages of uneven lengths fall on both, and they draw no dropout that differs."""
+@pytest.mark.parametrize("way", ["taught", pytest.param("streamed", marks=pytest.mark.slow)])
+def test_two_processes_learn_what_one_does(tmp_path, way):
+    """Passages of uneven lengths fall on both, or blocks of a stream, and they draw no dropout that differs."""
     losses = []
     for processes in (1, 2):
-        run(tmp_path / str(processes), "taught no_dropout", processes=processes)
+        run(tmp_path / str(processes), f"{way} no_dropout", processes=processes)
         state = json.loads((tmp_path / str(processes) / "checkpoint" / "pretraining.json").read_text(encoding="utf-8"))
         losses.append(state["losses"])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)

@@ -19,8 +19,10 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import KwargsHandler
 from transformers import PreTrainedTokenizerBase
 
-from ..data.blocks import tokenized_blocks
-from ..data.corpus import Corpus, load_corpus
+from ..data.block_stream import BlockStream
+from ..data.blocks import check_length, tokenized_blocks
+from ..data.cache import content_key
+from ..data.corpus import Corpus, load_corpus, stream_corpus
 from ..data.passages import passages
 from ..data.tasks import OwnData
 from ..data.tokenizer import TOO_MANY_UNKNOWN, load_tokenizer, unknown_share, vocabulary_size
@@ -99,11 +101,11 @@ def own_data(options) -> OwnData:
 
 @dataclass(frozen=True)
 class Data:
-    """The text of a run, ready for training: blocks are (N, L) token ids, or passages with a teacher's states."""
+    """The text of a run, ready for training: (N, L) token ids, in memory or read meanwhile, or a teacher's states."""
 
     corpus: Corpus
     tokenizer: PreTrainedTokenizerBase
-    blocks: np.ndarray | TaughtText
+    blocks: np.ndarray | TaughtText | BlockStream
     validation_blocks: np.ndarray | TaughtText
     teacher: Teacher | None = None
 
@@ -124,14 +126,24 @@ def load_data(recipe: Recipe, options, accelerator: Accelerator, progress: RunPr
             f"--tokenizer-kind {recipe.tokenizer_kind} says how a tokenizer is trained, but --{given} "
             f"{getattr(recipe, given)} brings one"
         )
+    if recipe.streaming and recipe.teacher is not None:
+        raise UserError("--streaming and --teacher do not go together: the teacher reads the text before the training")
     if recipe.teacher is not None:
         return load_taught_data(recipe, options, accelerator, progress, cache)
+    load = stream_corpus if recipe.streaming else load_corpus
     with accelerator.main_process_first():
-        corpus = load_corpus(recipe.corpus, recipe.corpus_config, options.text_column, options.encoding)
+        corpus = load(recipe.corpus, recipe.corpus_config, options.text_column, options.encoding)
         tokenizer = load_tokenizer(recipe.tokenizer, corpus, cache, recipe.vocab_size, recipe.tokenizer_kind)
-        blocks = tokenized_blocks(corpus.train, tokenizer, length, cache)
+        blocks: np.ndarray | BlockStream
+        if corpus.stream is None:
+            blocks = tokenized_blocks(corpus.train, tokenizer, length, cache)
+            size = f"{blocks.size:,} tokens to train on"
+        else:
+            check_length(length)
+            blocks = BlockStream(corpus.stream, tokenizer, length, content_key(corpus.train, length))
+            size = f"read while it is trained on, in {corpus.stream.shards.num_shards:,} parts"
         validation_blocks = tokenized_blocks(corpus.validation, tokenizer, length, cache)
-    progress.say(f"{corpus.name}: {blocks.size:,} tokens to train on, vocabulary of {vocabulary_size(tokenizer):,}")
+    progress.say(f"{corpus.name}: {size}, vocabulary of {vocabulary_size(tokenizer):,}")
     say_unknown(validation_blocks, tokenizer, progress)
     return Data(corpus, tokenizer, blocks, validation_blocks)
 

@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -34,8 +35,7 @@ def tokenized_blocks(
     Raises:
         UserError: The text does not fill one block.
     """
-    if sequence_length < 3:
-        raise UserError(f"sequence_length {sequence_length}: at least 3 tokens are needed, two of them special")
+    check_length(sequence_length)
     dtype = np.uint16 if vocabulary_size(tokenizer) <= 2**16 else np.uint32
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     del backend["padding"], backend["truncation"]  # They change with every call of the tokenizer.
@@ -46,28 +46,21 @@ def tokenized_blocks(
     return blocks
 
 
+def check_length(sequence_length: int) -> None:
+    """Raises UserError where nothing would fit between the special tokens."""
+    if sequence_length < 3:
+        raise UserError(f"sequence_length {sequence_length}: at least 3 tokens are needed, two of them special")
+
+
 def _write_blocks(dataset: Dataset, tokenizer, sequence_length: int, dtype: type, path: Path) -> None:
     content = sequence_length - 2
     rest: np.ndarray = np.empty(0, dtype)
     blocks_written = 0
     with open(path, "wb") as file:
         for texts in batched(documents(dataset), 256):
-            encoded = tokenizer(
-                texts,
-                add_special_tokens=False,
-                truncation=False,
-                padding=False,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-                verbose=False,
-            )
-            tokens = [token for ids in encoded["input_ids"] for token in (*ids, tokenizer.sep_token_id)]
-            stream = np.concatenate([rest, np.array(tokens, dtype)])
+            stream = np.concatenate([rest, token_ids(texts, tokenizer, dtype)])
             count = len(stream) // content
-            blocks: np.ndarray = np.empty((count, sequence_length), dtype)
-            blocks[:, 0], blocks[:, -1] = tokenizer.cls_token_id, tokenizer.sep_token_id
-            blocks[:, 1:-1] = stream[: count * content].reshape(count, content)
-            file.write(blocks.tobytes())
+            file.write(framed(stream[: count * content].reshape(count, content), tokenizer).tobytes())
             rest = stream[count * content :]
             blocks_written += count
     if not blocks_written:
@@ -75,6 +68,28 @@ def _write_blocks(dataset: Dataset, tokenizer, sequence_length: int, dtype: type
             f"the text has {len(rest)} tokens, too few for one sequence of {sequence_length} (two of them special): "
             "give more text or a smaller sequence_length"
         )
+
+
+def token_ids(texts: list[str], tokenizer, dtype: Any) -> np.ndarray:
+    """(T,) ids of texts one after the other, each with `[SEP]` behind it."""
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=False,
+        truncation=False,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    return np.array([token for ids in encoded["input_ids"] for token in (*ids, tokenizer.sep_token_id)], dtype)
+
+
+def framed(content: np.ndarray, tokenizer) -> np.ndarray:
+    """(N, L) blocks out of (N, L - 2) ids, between `[CLS]` and `[SEP]`."""
+    blocks = np.empty((len(content), content.shape[1] + 2), content.dtype)
+    blocks[:, 0], blocks[:, -1] = tokenizer.cls_token_id, tokenizer.sep_token_id
+    blocks[:, 1:-1] = content
+    return blocks
 
 
 def batched(items: Iterable, size: int) -> Iterator[list]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from datasets import Dataset
 
@@ -10,6 +10,7 @@ from ..errors import UserError
 from .documents import documents, is_text, numbered_documents
 from .python_text import python_documents
 from .sources import load_source, source_name
+from .streaming import HEAD_CHARACTERS, HELD_OUT, TextStream, open_streams, read_head
 
 
 MAX_VALIDATION_ROWS = 2000
@@ -21,12 +22,14 @@ class Corpus:
 
     Attributes:
         name: For people, without the path to a local folder.
-        train, validation: One column, "text"; a row is a document.
+        train, validation: One column, "text"; a row is a document. Of a streamed corpus the head, see `streaming`.
+        stream: All of a streamed corpus that is not for validation; None where `train` is all.
     """
 
     name: str
     train: Dataset
     validation: Dataset
+    stream: TextStream | None = None
 
 
 def load_corpus(
@@ -63,6 +66,39 @@ def load_corpus(
         if next(documents(dataset), None) is None:
             raise UserError(f"{name}: the corpus is empty, no row of {split} holds any text")
     return Corpus(name, train, validation)
+
+
+def stream_corpus(
+    source: str | None, config: str | None = None, text_column: str = "text", encoding: str | None = None
+) -> Corpus:
+    """The same from a source that is read while it is trained on, and may be larger than the disk.
+
+    Returns:
+        Without a split "validation", one document of `streaming.HELD_OUT` is set aside by its hash alone; those
+        of the head validate.
+
+    Raises:
+        UserError: As of `load_corpus`, as far as the head tells.
+    """
+    if source is None:
+        raise UserError("--streaming needs a --corpus")
+    streams = open_streams(source, config, text_column, encoding)
+    if "train" not in streams:
+        name = next(iter(streams.values())).name
+        raise UserError(f"{name}: there is no split 'train' to learn from, only {', '.join(streams)}")
+    stream = replace(streams["train"], splits="validation" not in streams)
+    train, validation = read_head(stream, HEAD_CHARACTERS)
+    if "validation" in streams:
+        validation, _ = read_head(streams["validation"], HEAD_CHARACTERS // HELD_OUT)
+    if not train:
+        raise UserError(f"{stream.name}: the corpus is empty, no row of train holds any text")
+    if not validation:
+        raise UserError(
+            f"{stream.name}: none of the first {len(train):,} documents is set aside for validation, which is one "
+            f"in {HELD_OUT}; leave out --streaming, or give a split 'validation'"
+        )
+    held_out = Dataset.from_dict({"text": validation[:MAX_VALIDATION_ROWS]})
+    return Corpus(stream.name, Dataset.from_dict({"text": train}), held_out, stream)
 
 
 def _text_only(dataset: Dataset, text_column: str, name: str) -> Dataset:

@@ -4,6 +4,7 @@ Nothing is guessed from what stands in a cell: "None", "NA" and "nan" are words,
 """
 
 import bz2
+import codecs
 import csv
 import gzip
 import hashlib
@@ -13,12 +14,14 @@ import json
 import lzma
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import Dataset
 
 from ..errors import UserError
@@ -54,6 +57,48 @@ def read(path: Path, encoding: str | None = None) -> Dataset:
     return Dataset.from_file(str(folder / "table.arrow"))
 
 
+def kind_of(path: Path) -> str | Callable[[Path, str | None], Iterator[Row]] | None:
+    """What reads a file, by its ending; of a packed one by that before. None where nothing does."""
+    inner = Path(path.stem) if path.suffix.lower() in PACKINGS else path
+    return KINDS.get(inner.suffix.lower())
+
+
+def rows(path: Path, encoding: str | None = None) -> Iterator[Row]:
+    """The rows of one file, packed or not, without holding more than a part of it in memory.
+
+    Raises:
+        UserError: It is not what its ending says; the message names the row.
+    """
+    kind = kind_of(path)
+    try:
+        if callable(kind):
+            yield from kind(path, encoding)
+        elif kind == "parquet":
+            for batch in pq.ParquetFile(unpacked(path)).iter_batches(batch_size=1000):
+                yield from batch.to_pylist()
+        else:
+            with pa.memory_map(str(unpacked(path))) as file:
+                yield from _arrow_rows(file)
+    except (*DAMAGED, pa.ArrowInvalid) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def _arrow_rows(file: pa.MemoryMappedFile) -> Iterator[Row]:
+    """Of Arrow's stream format or its file format."""
+    try:
+        for batch in pa.ipc.open_stream(file):
+            yield from batch.to_pylist()
+    except pa.ArrowInvalid:
+        file.seek(0)
+        whole = pa.ipc.open_file(file)
+        for index in range(whole.num_record_batches):
+            yield from whole.get_batch(index).to_pylist()
+
+
+DAMAGED = (zipfile.BadZipFile, EOFError, lzma.LZMAError, RuntimeError, gzip.BadGzipFile, zlib.error)
+"""What libraries raise where a packed file is damaged or has a password."""
+
+
 def unpacked(path: Path) -> Path:
     """What a packed file holds: a file with the inner ending, or for an archive a folder; else the path itself."""
     packing = path.suffix.lower()
@@ -69,7 +114,7 @@ def unpacked(path: Path) -> Path:
             else:
                 with PACKINGS[packing](path, "rb") as source, open(folder / path.stem, "wb") as file:
                     shutil.copyfileobj(source, file)
-        except (zipfile.BadZipFile, EOFError, lzma.LZMAError, RuntimeError, gzip.BadGzipFile) as error:
+        except DAMAGED as error:
             raise UserError(f"{path}: cannot be unpacked: {error}") from None
 
     make_once(target, make)
@@ -148,21 +193,22 @@ def _mixed(chunk: list[Row], first: int, schema: pa.Schema | None, path: Path, c
     return f"{path}: rows hold different kinds of values"
 
 
-def _open(path: Path, encoding: str | None) -> TextIO:
-    with open(path, "rb") as file:
+def _open(path: Path, encoding: str | None) -> io.TextIOWrapper:
+    opened = PACKINGS.get(path.suffix.lower(), open)
+    with opened(path, "rb") as file:
         start = file.read(4)
     if encoding is None:
         encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else ENCODING
     if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
         encoding = "utf-8-sig"
-    return open(path, encoding=encoding, newline="")
+    codecs.lookup(encoding)
+    return io.TextIOWrapper(opened(path, "rb"), encoding=encoding, newline="")
 
 
 def _lines(path: Path, encoding: str | None) -> Iterator[str]:
     """With their ends, each of them a line feed in the end."""
     with _open(path, encoding) as file:
-        if isinstance(file, io.TextIOWrapper):
-            file.reconfigure(newline=None)
+        file.reconfigure(newline=None)
         yield from file
 
 
@@ -235,7 +281,7 @@ LONGEST_CELL = 2**31 - 1
 def _dialect(path: Path, encoding: str | None) -> dict[str, Any]:
     """The separator that gives the header most columns, and whether quotes mean anything in a file with tabs."""
     csv.field_size_limit(LONGEST_CELL)
-    usual = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
+    usual = "\t" if {".tsv", ".tab"} & {suffix.lower() for suffix in path.suffixes[-2:]} else ","
     with _open(path, encoding) as file:
         line = next((line for line in file if line.strip()), "")
     widths = {mark: len(next(csv.reader([line], delimiter=mark), ())) for mark in (usual, ",", ";", "\t")}

@@ -1,9 +1,7 @@
 """Where data come from: a file, files by a pattern, a folder of any layout, a saved data set, or the Hub."""
 
 import contextlib
-import glob
 import logging
-import os
 import re
 import textwrap
 from collections.abc import Iterator
@@ -15,17 +13,8 @@ from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 
 from ..errors import UserError
 from .documents import is_text
-from .readers import KINDS, PACKINGS, read, separated, unpacked
-
-
-SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-"""Split -> words in the name of a file or folder that mean it, as in `datasets`."""
-
-NO_DATA = re.compile(r"(readme|license|licence|dataset_infos?|changelog|requirements|citation)\b", re.IGNORECASE)
+from .layouts import Layout, find_files
+from .readers import PACKINGS, kind_of, read, separated
 
 
 @dataclass(frozen=True)
@@ -88,97 +77,44 @@ def load_source(source: str, config: str | None = None, encoding: str | None = N
     path = Path(source).expanduser()
     try:
         with quiet():
-            if path.is_file():
-                return _from_files(source, _plain_files(path, path.name), encoding, one_file=True)
-            if path.is_dir():
-                return _from_folder(source, path, config, encoding)
-            if any(mark in source for mark in "*?["):
-                found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
-                found = [one for one in found if one.is_file()]
-                if not found:
-                    raise UserError(f"{source}: no file has such a name")
-                base = os.path.commonpath([one.parent for one in found])
-                files = [file for one in found for file in _plain_files(one, str(one.relative_to(base)))]
-                return _from_files(source, files, encoding, one_file=True)
-            if path.suffix.lower() in KINDS or source.startswith((".", "/", "~")) or source.count("/") > 1:
-                raise UserError(f"{source}: no such file or folder")
-            loaded = datasets.load_dataset(source, config)
-            return Source(dict(loaded), hub=True)
+            if is_saved(path):
+                saved = datasets.load_from_disk(str(path))
+                return Source({"train": saved}, one_file=True) if isinstance(saved, Dataset) else Source(dict(saved))
+            layout = find_files(source, config)
+            if layout is None:
+                return Source(dict(datasets.load_dataset(source, config)), hub=True)
+            return _read_files(source, layout, encoding)
     except UserError:
         raise
     except Exception as error:  # Readers let through whatever their parsers raise, StopIteration included.
-        place = source if path.exists() else f"{source}: no such file or folder here, and not had from the Hub"
-        raise UserError(f"{place}: {one_line(error)}") from None
+        raise unreadable(source, error) from None
 
 
-def _from_folder(source: str, path: Path, config: str | None, encoding: str | None) -> Source:
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        saved = datasets.load_from_disk(str(path))
-        return Source({"train": saved}, one_file=True) if isinstance(saved, Dataset) else Source(dict(saved))
-    card = path / "README.md"
-    if config is not None or (card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace")):
-        return Source(dict(datasets.load_dataset(str(path), config)))
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and not _hidden(file.relative_to(path))]
-    plain = [pair for file in files for pair in _plain_files(file, str(file.relative_to(path)), strict=False)]
-    if not plain:
-        raise UserError(f"{source}: the folder doesn't contain any data files; accepted are {', '.join(KINDS)}")
-    return _from_files(source, plain, encoding)
+def is_saved(path: Path) -> bool:
+    """Whether a folder was made by `save_to_disk`, of one split or of several."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.parts)
+def unreadable(source: str, error: Exception) -> UserError:
+    """What to say where a library could not read a source."""
+    exists = Path(source).expanduser().exists()
+    place = source if exists else f"{source}: no such file or folder here, and not had from the Hub"
+    return UserError(f"{place}: {one_line(error)}")
 
 
-def _plain_files(path: Path, name: str, strict: bool = True) -> list[tuple[str, Path]]:
-    """A file as (name for people, path); the files of an archive. With `strict` an unknown ending is an error."""
-    inner = Path(path.stem) if path.suffix.lower() in PACKINGS else path
-    if path.suffix.lower() == ".zip":
-        folder = unpacked(path)
-        found = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-        files = [(f"{name}/{file.relative_to(folder)}", file) for file in found]
-        files = [(title, file) for title, file in files if not _hidden(file.relative_to(folder)) and _is_data(file)]
-        if strict and not files:
-            raise UserError(f"{name}: holds no data files, accepted are {', '.join(KINDS)}")
-        return files
-    if inner.suffix.lower() not in KINDS:
-        if strict:
-            raise UserError(f"{name}: unknown kind of file, accepted are {', '.join((*KINDS, *PACKINGS))}")
-        return []
-    return [(name, unpacked(path))] if strict or _is_data(inner) else []
-
-
-def _is_data(path: Path) -> bool:
-    return path.suffix.lower() in KINDS and not NO_DATA.match(path.name)
-
-
-def split_of(name: str) -> str | None:
-    """The split that a file belongs to by its name or that of a folder around it; None where nothing says so."""
-    for part in reversed(Path(name).parts):
-        stem = part.partition(".")[0]
-        if sharded := re.fullmatch(r"(.+)-\d{5}-of-\d{5}", stem):
-            return sharded[1]
-        words = re.split(r"[^a-z]+", stem.lower())
-        for split, names in SPLITS.items():
-            if set(words) & set(names):
-                return f"{split}_{words[-1]}" if words[-1] in ("matched", "mismatched") else split
-    return None
-
-
-def _from_files(source: str, files: list[tuple[str, Path]], encoding: str | None, one_file: bool = False) -> Source:
-    """Files as splits; those of one split follow each other in the order of their names."""
-    grouped: dict[str, list[tuple[str, Path]]] = {}
-    alone = one_file and len(files) == 1
-    for name, path in files:
-        grouped.setdefault("" if alone else split_of(name) or "", []).append((name, path))
-    rest = grouped.pop("", [])
-    if rest and "train" not in grouped:  # else they are neither to train on nor to validate with
-        grouped["train"] = rest
-    parts = {split: [(name, read(path, encoding)) for name, path in pairs] for split, pairs in grouped.items()}
+def _read_files(source: str, layout: Layout, encoding: str | None) -> Source:
+    parts = {split: [(name, read(path, encoding)) for name, path in files] for split, files in layout.splits.items()}
     counts = {split: [(name, len(table)) for name, table in pairs] for split, pairs in parts.items()}
     splits = {split: _joined(pairs, source) for split, pairs in parts.items()}
-    if all(KINDS[path.suffix.lower()] is separated for _, path in files):
+    if all(kind_of(path) is separated for files in layout.splits.values() for _, path in files):
         splits = _with_numbers(splits)
-    return Source(splits, counts, one_file=list(splits) == ["train"] and (one_file or bool(rest)))
+    for column, feature in layout.features.items():
+        if isinstance(feature, ClassLabel):
+            splits = {
+                split: table.cast_column(column, feature) if column in table.column_names else table
+                for split, table in splits.items()
+            }
+    return Source(splits, counts, one_file=layout.one_file)
 
 
 def _joined(parts: list[tuple[str, Dataset]], source: str) -> Dataset:

@@ -17,6 +17,7 @@ from flexibert.spec import Architecture
 from ..artifacts.checkpoint import save_checkpoint
 from ..artifacts.model_card import write_card
 from ..cost import SCORE, CostMeter, count_parameters
+from ..data.block_stream import BlockStream
 from ..data.tasks import Task
 from ..progress import RunProgress
 from ..study.watch import Watch
@@ -36,7 +37,7 @@ class Evaluator:
 
     Attributes:
         first_weights: What candidates start from.
-        blocks, validation_blocks: (N, L) token ids.
+        blocks, validation_blocks: As of `pretrain`.
         tasks: Whose mean primary metric is the score; none scores by masked token accuracy.
         costs: What is measured besides how good they are.
         cards: Writes the model card of a trial.
@@ -44,7 +45,7 @@ class Evaluator:
 
     first_weights: FirstWeights
     tokenizer: PreTrainedTokenizerBase
-    blocks: np.ndarray | TaughtText
+    blocks: np.ndarray | TaughtText | BlockStream
     validation_blocks: np.ndarray | TaughtText
     tasks: Sequence[Task]
     pretraining: PretrainingBudget

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
+
+from ..data.block_stream import BlockStream
 
 
 IGNORED = -100
@@ -34,12 +37,23 @@ class MaskedLanguageModelling:
         """What somebody else has to say of a batch; nobody is there."""
         return {}
 
+    @property
+    def bookmark(self) -> dict[str, Any]:
+        """What helps to go on from the last step, as plain data; a text in memory needs nothing."""
+        return {}
+
+    def return_to(self, bookmark: dict[str, Any]) -> None:
+        """Makes use of a bookmark."""
+
     def batch(self, step: int, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The global batch of a step: ids (B, L) masked, positions (B, M) within the sequence, labels (B, M)."""
-        first = step * batch_size
-        rows = [epoch_order(len(self.blocks), self.seed, (first + i) // len(self.blocks)) for i in range(batch_size)]
-        indices = [order[(first + i) % len(self.blocks)] for i, order in enumerate(rows)]
-        return self.mask(self.blocks[indices].astype(np.int64), np.random.default_rng([self.seed, 1, step]))
+        ids = self.taken(step * batch_size, batch_size).astype(np.int64)
+        return self.mask(ids, np.random.default_rng([self.seed, 1, step]))
+
+    def taken(self, first: int, count: int) -> np.ndarray:
+        """(count, L), blocks in the order of training; every epoch has another."""
+        epochs = [epoch_order(len(self.blocks), self.seed, (first + i) // len(self.blocks)) for i in range(count)]
+        return self.blocks[[order[(first + i) % len(self.blocks)] for i, order in enumerate(epochs)]]
 
     def validation(self) -> Iterator[dict[str, np.ndarray]]:
         """At most 256 blocks in batches of 32, under masks that depend on the text alone."""
@@ -63,6 +77,24 @@ class MaskedLanguageModelling:
         # A row of almost only special tokens offers fewer than M: those predictions do not count.
         chosen = np.take_along_axis(scores, positions, axis=1)
         return masked, positions, np.where(chosen < 2.0, labels, IGNORED)
+
+
+class StreamedLanguageModelling(MaskedLanguageModelling):
+    """The same of a text that is read while it is trained on; it has no batches for validation."""
+
+    def __init__(self, stream: BlockStream, tokenizer, mask_fraction: float, seed: int):
+        super().__init__(np.empty((0, stream.sequence_length), np.int64), tokenizer, mask_fraction, seed)
+        self.reader = stream.reader(seed)
+
+    @property
+    def bookmark(self) -> dict[str, Any]:
+        return self.reader.bookmark
+
+    def return_to(self, bookmark: dict[str, Any]) -> None:
+        self.reader.return_to(bookmark)
+
+    def taken(self, first: int, count: int) -> np.ndarray:
+        return self.reader.take(first, count)
 
 
 @lru_cache(maxsize=2)

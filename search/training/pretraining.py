@@ -18,9 +18,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from ..data.block_stream import BlockStream
 from ..errors import TrainingDiverged, UserError
 from ..parsing import limited
-from .masked_lm import IGNORED, MaskedLanguageModelling, to_device
+from .masked_lm import IGNORED, MaskedLanguageModelling, StreamedLanguageModelling, to_device
 from .objectives import LOGITS, MASKED_LM, StateMap, Student, objective_weights, predicts
 from .state import load_checkpoint, model_digest, save_checkpoint, text_digest
 from .taught_batches import TaughtBatches, counts
@@ -157,7 +158,7 @@ Arguments = Callable[[int, int], Mapping[str, Any]]
 
 def pretrain(
     model,
-    blocks: np.ndarray | TaughtText,
+    blocks: np.ndarray | TaughtText | BlockStream,
     validation_blocks: np.ndarray | TaughtText,
     tokenizer,
     budget: PretrainingBudget,
@@ -176,8 +177,8 @@ def pretrain(
 
     Args:
         model: A `FlexiBertForMaskedLM`, or what is called like one; trained in place, also under data parallelism.
-        blocks: (N, L) token ids to train on, or passages with a teacher's states; `validation_blocks` the same for
-            validation.
+        blocks: (N, L) token ids to train on, blocks that are read meanwhile, or passages with a teacher's states;
+            `validation_blocks` the same for validation, but none that are read meanwhile.
         seed: Decides the order of the data, masks and dropout.
         accelerator: Devices, precision and processes.
         folder: Where checkpoints are kept, if the budget has any.
@@ -207,11 +208,13 @@ def pretrain(
         torch.manual_seed(seed)
         size = blocks.states.form.size if isinstance(blocks, TaughtText) else None
         student = Student(model, weights, size, state_map)
-    text = {"text": blocks.states.folder.name if isinstance(blocks, TaughtText) else text_digest(blocks)}
+    text = {"text": text_name(blocks)}
     same = {"seed": seed, **text, "budget": asdict(budget), "model": model_digest(model), **(identity or {})}
     trained = torch.compile(student) if budget.compile else student
     trained, optimizer = accelerator.prepare(trained, build_optimizer(student, budget))
-    first_step, losses = load_checkpoint(accelerator, folder, same)
+    first_step, losses, bookmark = load_checkpoint(accelerator, folder, same)
+    if bookmark:
+        batches.return_to(bookmark)
 
     trained.train()
     pending: list[torch.Tensor] = []
@@ -258,7 +261,7 @@ def pretrain(
         if kept and not (math.isfinite(gradient_norm) or accelerator.optimizer_step_was_skipped):
             raise TrainingDiverged(f"the gradient is {gradient_norm:g} at step {done}; {ADVICE}")
         if checkpoint and folder is not None:
-            save_checkpoint(accelerator, folder, done, losses, same)
+            save_checkpoint(accelerator, folder, done, losses, batches.bookmark, same)
     seconds = time.perf_counter() - started
 
     validation = batch_source(validation_blocks, tokenizer, budget, weights, seed=0)
@@ -291,13 +294,26 @@ def whole(parameter: torch.Tensor) -> torch.Tensor:
     return full.detach().to("cpu", torch.float32, copy=True)
 
 
+def text_name(text: np.ndarray | TaughtText | BlockStream) -> str:
+    """Equal for the same text to train on."""
+    if isinstance(text, TaughtText):
+        return text.states.folder.name
+    return text.name if isinstance(text, BlockStream) else text_digest(text)
+
+
 def batch_source(
-    text: np.ndarray | TaughtText, tokenizer, budget: PretrainingBudget, weights: Mapping[str, float], seed: int
+    text: np.ndarray | TaughtText | BlockStream,
+    tokenizer,
+    budget: PretrainingBudget,
+    weights: Mapping[str, float],
+    seed: int,
 ) -> MaskedLanguageModelling | TaughtBatches:
     """What makes the batches of a text."""
     if isinstance(text, TaughtText):
         masked = predicts(weights)
         return TaughtBatches(text, tokenizer, budget.mask_fraction, seed, masked, LOGITS in weights)
+    if isinstance(text, BlockStream):
+        return StreamedLanguageModelling(text, tokenizer, budget.mask_fraction, seed)
     return MaskedLanguageModelling(text, tokenizer, budget.mask_fraction, seed)
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from ..files import reported
 CHECKPOINT = "checkpoint"
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, losses: list[float], identity: dict) -> None:
+def save_checkpoint(
+    accelerator: Accelerator, folder: Path, step: int, losses: list[float], bookmark: dict[str, Any], identity: dict
+) -> None:
     """Writes a checkpoint beside the last one and then puts it in its place, so that one good one always exists."""
     aside, place, old = folder / f".{CHECKPOINT}-new", folder / CHECKPOINT, folder / f".{CHECKPOINT}-old"
     if accelerator.is_main_process:
@@ -29,7 +32,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, losses: l
         with reported(place, RuntimeError):  # That is what torch.save raises.
             accelerator.save_state(str(aside))
             if accelerator.is_main_process:
-                state = {"step": step, "losses": losses, **identity}
+                state = {"step": step, "losses": losses, "bookmark": bookmark, **identity}
                 (aside / "pretraining.json").write_text(json.dumps(state), encoding="utf-8")
     except UserError:
         shutil.rmtree(aside, ignore_errors=True)
@@ -44,22 +47,24 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, losses: l
     accelerator.wait_for_everyone()
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path | None, identity: dict) -> tuple[int, list[float]]:
-    """Restores the last checkpoint, if any; returns the steps done and their losses."""
+def load_checkpoint(
+    accelerator: Accelerator, folder: Path | None, identity: dict
+) -> tuple[int, list[float], dict[str, Any]]:
+    """Restores the last checkpoint, if any; returns the steps done, their losses, and the bookmark in the text."""
     if folder is None:
-        return 0, []
+        return 0, [], {}
     place, old = folder / CHECKPOINT, folder / f".{CHECKPOINT}-old"
     if accelerator.is_main_process and not place.exists() and old.exists():  # killed between the two renames
         os.replace(old, place)
     accelerator.wait_for_everyone()
     if not place.exists():
-        return 0, []
+        return 0, [], {}
     state = json.loads((place / "pretraining.json").read_text(encoding="utf-8"))
     changed = [key for key in identity if state.get(key) != identity[key]]
     if changed:
         raise UserError(f"{place} is of a run with another {', '.join(changed)}; use the same or another folder")
     accelerator.load_state(str(place))
-    return state["step"], state["losses"]
+    return state["step"], state["losses"], state.get("bookmark", {})
 
 
 def model_digest(model: torch.nn.Module) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,14 @@ class TaughtBatches:
         epoch, index = divmod(step, per_epoch)
         rows = self._epoch(epoch, batch_size)[index]
         return self.gather(rows, np.random.default_rng([self.seed, 1, step]))
+
+    @property
+    def bookmark(self) -> dict[str, Any]:
+        """As of `MaskedLanguageModelling`."""
+        return {}
+
+    def return_to(self, bookmark: dict[str, Any]) -> None:
+        """As of `MaskedLanguageModelling`."""
 
     def asked(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The teacher's logits (N, V) where tokens are masked, of the masked text; nothing where it is not asked."""
