@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from .errors import StartAnew, TrainingDiverged, UserError, without_secrets
 from .option_groups import RECIPE, add_budget, add_costs, add_data, add_json, add_latency, add_tasks, add_training
-from .option_values import names, positive, positive_float, seconds, seeds, share, whole
+from .option_values import names, positive, positive_float, seconds, seeds, share, tasks, whole
 from .study.signals import stoppable
 
 
@@ -294,6 +294,18 @@ def _add_export(commands) -> None:
     parser.add_argument(
         "--calibration-texts", type=positive, default=128, metavar="N", help="so many texts of --corpus at the most"
     )
+    parser.add_argument(
+        "--tasks",
+        type=tasks,
+        default=(),
+        help="whose scores are compared with PyTorch's: GLUE tasks or own data as path[:text[+text2]:label] (default: "
+        "GLUE tasks on the checkpoint's card)",
+    )
+    parser.add_argument("--validation", metavar="DATA", help="own data to validate with (default: a split)")
+    parser.add_argument(
+        "--task-type", choices=("classification", "regression"), help="of own data with numbers as labels"
+    )
+    parser.add_argument("--glue", default="nyu-mll/glue", help="Hub id or folder of GLUE")
     add_data(parser, recipe=False)
 
 

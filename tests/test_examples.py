@@ -103,6 +103,7 @@ def test_export_onnx(run, checkpoint):
     said = run("export_onnx.py", checkpoint, "onnx")
     assert float(re.search(f"PyTorch {NUMBER}", said)[1]) < 1e-4
     assert re.search(r"logits \(2, \d+, \d+\)", said)
+    assert re.search(r"logits \(1, \d+, \d+\)", run("run_exported.py", "onnx", "A text."))
 
 
 @pytest.mark.slow

@@ -1,13 +1,15 @@
 """`search export`: files for ONNX Runtime that compute what PyTorch computes, and what it refuses."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 from conftest import SPECS, layer, op
-from tokenizers import Tokenizer
 from transformers import BertTokenizer
 
 from flexibert import (
@@ -18,9 +20,11 @@ from flexibert import (
     FlexiBertForTokenClassification,
 )
 from search.artifacts.export import MANIFEST
+from search.artifacts.sentence_files import write_sentence_files
 from search.cli import main
 
 
+EXAMPLE = Path(__file__).parents[1] / "examples" / "run_exported.py"
 LAYERS = [layer(32, op("self_attention", 2), op("dynamic_convolution", 2, kernel_size=5)), *SPECS["cosine"][:1]]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "a", "cat", "dog", "sat", "ran", "on", "under", "tree"]
 
@@ -44,9 +48,20 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.__name__)
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(head, marks=slow if "Token" in head.__name__ or "Masked" in head.__name__ else ())
+        for head in HEADS
+    ],
+    ids=lambda head: head.__name__,
+)
 def test_every_head(head, tmp_path, capsys):
-    """A user without torch: tokenizers, ONNX Runtime and the manifest give what the model gives."""
+    """What the readme of an export says, and the example, run where nobody can import torch, and give what the model
+    gives."""
     model = save(head, tmp_path / "model")
     assert main(["export", str(tmp_path / "model"), "--precision", "float32"]) == 0
     folder = tmp_path / "model" / "onnx"
@@ -56,19 +71,83 @@ def test_every_head(head, tmp_path, capsys):
     (file,) = manifest["files"]
     assert file["difference"] < 1e-4 and file["bytes"] >= (folder / file["file"]).stat().st_size
 
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_padding()
-    encodings = tokenizer.encode_batch(["the cat sat", "a dog ran under the tree"])
-    inputs = {
-        "input_ids": np.array([encoding.ids for encoding in encodings]),
-        "attention_mask": np.array([encoding.attention_mask for encoding in encodings]),
-        "token_type_ids": np.array([encoding.type_ids for encoding in encodings]),
-    }
-    actual = onnxruntime.InferenceSession(str(folder / file["file"])).run(None, inputs)
+    texts = ["the cat sat", "a dog ran under the tree"]
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    snippet = (
+        readme.split("```python\n")[1].split("```")[0].replace('["A text.", "And one that is longer."]', repr(texts))
+    )
+    saving = "\nnp.savez('outputs.npz', *outputs, **{f'_{name}': rows for name, rows in inputs.items()})\n"
+    example = [str(EXAMPLE), ".", *texts]
+    code = (
+        "import runpy, sys\nsys.modules |= dict.fromkeys(('torch', 'transformers', 'flexibert', 'search'))\n"
+        f"{snippet}{saving}sys.argv[:] = {example!r}\nrunpy.run_path({str(EXAMPLE)!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in HEADS[head])
+    found = np.load(folder / "outputs.npz")
+    inputs = {name: torch.from_numpy(found[f"_{name}"]) for name in manifest["inputs"]}
     with torch.no_grad():
-        expected = model(**{name: torch.from_numpy(array) for name, array in inputs.items()})
-    for name, array in zip(manifest["outputs"], actual):
-        np.testing.assert_allclose(array, expected[name].numpy(), atol=1e-4)
+        expected = model(**inputs)
+    for index, name in enumerate(manifest["outputs"]):
+        np.testing.assert_allclose(found[f"arr_{index}"], expected[name].numpy(), atol=1e-4)
+
+
+def test_what_int8_costs_in_score(tmp_path, capsys):
+    """On the validation data of the task that a checkpoint was fine-tuned on: PyTorch's accuracy, and each file's."""
+    model = save(FlexiBertForSequenceClassification, tmp_path / "model", num_labels=2)
+    texts = [f"{a} {b} {c}" for a in ("the", "a") for b in ("cat", "dog") for c in ("sat", "ran", "on", "under")]
+    rows = [f"{text},{'good' if index % 3 else 'bad'}" for index, text in enumerate(texts)]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.csv").write_text("\n".join(["text,label", *rows, ""]), encoding="utf-8")
+    task = ["--tasks", f"{tmp_path}/train.csv:text:label", "--validation", f"{tmp_path}/validation.csv"]
+    assert main(["export", str(tmp_path / "model"), *task, "--output", str(tmp_path / "out")]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(tmp_path / "out"))]
+    assert len(lines) == 2 and all("than in PyTorch" in line or "as in PyTorch" in line for line in lines)
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text(encoding="utf-8"))
+    tokenizer = BertTokenizer.from_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        chosen = model(**tokenizer(texts, return_tensors="pt", padding=True)).logits.argmax(-1)
+    right = np.mean([(index % 3 > 0) == bool(label) for index, label in enumerate(chosen)])
+    (name,) = [name for name in manifest["scores"] if "accuracy" in name]
+    assert manifest["scores"][name] == pytest.approx(100 * right)
+    assert [file["scores"].keys() for file in manifest["files"]] == [manifest["scores"].keys()] * 2
+    assert manifest["files"][0]["scores"] == manifest["scores"]
+    assert "accuracy" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+    save(FlexiBertForSequenceClassification, tmp_path / "other", num_labels=5)
+    save(FlexiBertForMaskedLM, tmp_path / "masked")
+    for other, reason in (("other", "it has 2 labels, and the checkpoint 5"), ("masked", "was not fine-tuned on it")):
+        assert main(["export", str(tmp_path / other), *task, "--precision", "float32"]) == 2
+        error = capsys.readouterr().err
+        assert reason in error and error.count("\n") == 1
+        assert not (tmp_path / other / "onnx").exists()
+
+
+def test_a_sentence_encoder(tmp_path):
+    """Its files give what the library sentence-transformers would: the mean of a text's states through the map."""
+    model = save(FlexiBertForMaskedLM, tmp_path / "model")
+    learnt = {"weight": torch.randn(6, 32), "bias": torch.randn(6)}
+    write_sentence_files(tmp_path / "model", model.config, learnt)
+    pairs = [
+        f"{a} sat,{b} ran on the tree,{number}" for number, (a, b) in enumerate([("cat", "dog"), ("a", "the")] * 4)
+    ]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.csv").write_text("\n".join(["first,second,label", *pairs, ""]), encoding="utf-8")
+    task = ["--tasks", f"{tmp_path}/train.csv:first+second:label", "--validation", f"{tmp_path}/validation.csv"]
+    arguments = [*task, "--task-type", "regression", "--precision", "float32"]
+    assert main(["export", str(tmp_path / "model"), *arguments]) == 0
+    folder = tmp_path / "model" / "onnx"
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    assert manifest["outputs"] == ["last_hidden_state", "sentence_embedding"]
+    assert any("spearman" in name for name in manifest["files"][0]["scores"])
+    batch = BertTokenizer.from_pretrained(tmp_path / "model")(["the cat sat", "a"], return_tensors="pt", padding=True)
+    with torch.no_grad():
+        states, mask = model.model(**batch).last_hidden_state, batch["attention_mask"][..., None]
+        expected = (states * mask).sum(1) / mask.sum(1) @ learnt["weight"].T + learnt["bias"]
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    _, embedding = session.run(None, {name: ids.numpy() for name, ids in batch.items()})
+    np.testing.assert_allclose(embedding, expected.numpy(), atol=1e-4)
 
 
 def test_every_precision(tmp_path):

@@ -29,7 +29,7 @@ ARROWS: dict[str, set[str]] = {
     # performance estimation
     "data": {"metrics"},
     "training": {"data", "metrics"},
-    "evaluation": {"cost", "metrics", "space", "samplers", "study", "artifacts", "data", "training"},
+    "evaluation": {"cost", "runtimes", "metrics", "space", "samplers", "study", "artifacts", "data", "training"},
     # the command
     "recipe": {"space", "samplers", "study", "data", "training", "evaluation"},
     "commands": {

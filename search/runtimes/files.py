@@ -32,12 +32,43 @@ OUTPUTS = {
 }
 """Auto class -> what its models give, in this order. Models for multiple choice take no single texts."""
 
+SENTENCE_EMBEDDING = "sentence_embedding"
+
 Batch = Mapping[str, np.ndarray]
 """`input_ids`, `attention_mask` and `token_type_ids`, (B, L) of int64 each."""
 
 
-def output_names(model: PreTrainedModel) -> list[str]:
+class SentenceModel(torch.nn.Module):
+    """An encoder whose mean over the tokens of a text, through a linear map if there is one, stands for the text.
+
+    Args:
+        encoder: Gives last hidden states (B, L, D).
+        state_map: Of the mean: weight (E, D) and bias (E,).
+    """
+
+    def __init__(self, encoder: PreTrainedModel, state_map: Mapping[str, torch.Tensor] | None = None):
+        super().__init__()
+        self.encoder, self.config = encoder, encoder.config
+        self.map: torch.nn.Linear | None = None
+        if state_map is not None:
+            self.map = torch.nn.Linear(state_map["weight"].shape[1], state_map["weight"].shape[0])
+            self.map.load_state_dict({name: tensor.float() for name, tensor in state_map.items()})
+
+    def forward(self, input_ids, attention_mask, token_type_ids) -> dict[str, torch.Tensor]:
+        """`last_hidden_state` (B, L, D) and `sentence_embedding` (B, D or E)."""
+        states = self.encoder(input_ids, attention_mask, token_type_ids).last_hidden_state
+        mask = attention_mask[..., None].to(states.dtype)
+        mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+        return {"last_hidden_state": states, SENTENCE_EMBEDDING: mean if self.map is None else self.map(mean)}
+
+
+Exportable = PreTrainedModel | SentenceModel
+
+
+def output_names(model: Exportable) -> list[str]:
     """Names of the outputs, in the order in which the model gives them."""
+    if isinstance(model, SentenceModel):
+        return ["last_hidden_state", SENTENCE_EMBEDDING]
     return OUTPUTS[auto_class(type(model).__name__) or "AutoModel"]
 
 
@@ -46,7 +77,7 @@ def auto_class(architecture: str) -> str | None:
     return next((auto for auto in OUTPUTS if AUTO_MAP[auto].endswith(f".{architecture}")), None)
 
 
-def random_inputs(model: PreTrainedModel, size: int, length: int) -> dict[str, torch.Tensor]:
+def random_inputs(model: Exportable, size: int, length: int) -> dict[str, torch.Tensor]:
     """(B, L) random token ids, token types and mask; the last quarter of the first row is padding."""
     generator = torch.Generator().manual_seed(size * 1000 + length)
     ids = torch.randint(
@@ -63,7 +94,7 @@ def random_inputs(model: PreTrainedModel, size: int, length: int) -> dict[str, t
 class Outputs(torch.nn.Module):
     """A model whose forward pass takes and gives plain tensors."""
 
-    def __init__(self, model: PreTrainedModel, names: Sequence[str]):
+    def __init__(self, model: Exportable, names: Sequence[str]):
         super().__init__()
         self.model, self.names = model, names
 
@@ -76,7 +107,7 @@ class Outputs(torch.nn.Module):
 
 
 def write_onnx(
-    model: PreTrainedModel, folder: Path, precisions: Sequence[str], calibration: Sequence[Batch] = ()
+    model: Exportable, folder: Path, precisions: Sequence[str], calibration: Sequence[Batch] = ()
 ) -> dict[str, Path]:
     """Writes a model as ONNX: precision -> file, in the order of `precisions`.
 
@@ -109,7 +140,7 @@ def write_onnx(
 
 
 def write_openvino(
-    model: PreTrainedModel, folder: Path, precisions: Sequence[str], calibration: Sequence[Batch] = ()
+    model: Exportable, folder: Path, precisions: Sequence[str], calibration: Sequence[Batch] = ()
 ) -> dict[str, Path]:
     """The same for OpenVINO, which has "float32" and "float16"."""
     import openvino
@@ -128,7 +159,7 @@ def write_openvino(
     return files
 
 
-def _trace(model: PreTrainedModel):
+def _trace(model: Exportable):
     names, length = output_names(model), model.config.max_position_embeddings
     axes = {0: torch.export.Dim("batch", max=65536), 1: torch.export.Dim("length", min=2, max=length)}
     inputs = random_inputs(model, 2, min(16, length))
@@ -149,12 +180,20 @@ def _trace(model: PreTrainedModel):
 
 
 def _quantize(source: Path, target: Path, calibration: Iterable[Batch]) -> None:
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     with tempfile.TemporaryDirectory() as scratch:
         prepared = Path(scratch, "prepared.onnx")
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        graph = onnx.load(prepared)
+        # ONNX Runtime (1.31) transposes weights of linear layers without telling of their new shape.
+        weights = {weight.name for weight in graph.graph.initializer}
+        shapes = [shape for shape in graph.graph.value_info if shape.name not in weights]
+        del graph.graph.value_info[:]
+        graph.graph.value_info.extend(shapes)
+        onnx.save(graph, prepared)
         if not calibration:
             quantize_dynamic(prepared, target, weight_type=QuantType.QInt8, per_channel=True)
             return
