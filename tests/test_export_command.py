@@ -63,12 +63,15 @@ def test_every_head(head, tmp_path, capsys):
     """What the readme of an export says, and the example, run where nobody can import torch, and give what the model
     gives."""
     model = save(head, tmp_path / "model")
-    assert main(["export", str(tmp_path / "model"), "--precision", "float32"]) == 0
+    precisions = ["float32", *["int8"] * (head is FlexiBertForSequenceClassification)]
+    assert main(["export", str(tmp_path / "model"), "--precision", ",".join(precisions)]) == 0
     folder = tmp_path / "model" / "onnx"
     assert "largest difference from PyTorch" in capsys.readouterr().out
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     assert manifest["outputs"] == HEADS[head] and manifest["fingerprint"] == model.config.fingerprint
-    (file,) = manifest["files"]
+    file, *small = manifest["files"]
+    assert [file["precision"] for file in small] == precisions[1:]
+    assert all(file["relative_error"] < 0.2 for file in small)
     assert file["difference"] < 1e-4 and file["bytes"] >= (folder / file["file"]).stat().st_size
 
     texts = ["the cat sat", "a dog ran under the tree"]

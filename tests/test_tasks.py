@@ -282,7 +282,7 @@ def test_shared_superglue(shared):
 
 GOOD = {"text": ["a", "b", "c"], "label": [0, 1, 0]}
 BAD = {
-    "missing label": ({"text": ["a"]}, {"text": ["a"]}, "", "bad, train: no column 'label', there are text"),
+    "missing label": ({"text": ["a"]}, {"text": ["a"]}, "", "bad, train: no column 'label', there are text; "),
     "misnamed text": (GOOD, GOOD, ":body:label", "bad, train: no column 'body', there are text, label"),
     "missing in validation": (GOOD, {"text": ["a"]}, "", "bad, validation: no column 'label', there are text"),
     "number for text": (

@@ -159,7 +159,8 @@ def _own_task(name: str, options: OwnData) -> Task:
         return ", ".join(filter(None, [title, source.place(split, None if row < 0 else row)]))
 
     for split, dataset in splits.items():
-        check_columns(dataset, (*columns.texts, *columns.labels), place(split, -1))
+        hint = "" if texts else f"; {path}:TEXT:LABEL says which are meant"
+        check_columns(dataset, (*columns.texts, *columns.labels), place(split, -1), hint)
         if columns.kind != "token_classification":
             for column in columns.texts:
                 check_texts(dataset, column, place(split, -1), partial(place, split), empty=False)
@@ -243,11 +244,11 @@ def _wanted(source: Source, title: str) -> dict[str, Dataset]:
     return wanted
 
 
-def check_columns(dataset: Dataset, columns: Iterable[str], place: str) -> None:
-    """Raises UserError where a column is missing, or all rows are."""
+def check_columns(dataset: Dataset, columns: Iterable[str], place: str, hint: str = "") -> None:
+    """Raises UserError where a column is missing, then with a hint at the end, or all rows are."""
     for column in columns:
         if column not in dataset.column_names:
-            raise UserError(f"{place}: no column {column!r}, there are {', '.join(dataset.column_names)}")
+            raise UserError(f"{place}: no column {column!r}, there are {', '.join(dataset.column_names)}{hint}")
     if len(dataset) == 0:
         raise UserError(f"{place}: no examples")
 
