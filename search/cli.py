@@ -263,7 +263,7 @@ def _add_evaluate(commands) -> None:
     parser = _command(commands, "evaluate", "say how well an encoder compares sentences without fine-tuning")
     parser.add_argument("model", metavar="MODEL", help="folder or Hub id of an encoder")
     parser.add_argument(
-        "--tasks", type=names, default=("stsb",), help="comma-separated: stsb, or own pairs with numbers as labels"
+        "--tasks", type=tasks, default=("stsb",), help="comma-separated: stsb, or own pairs with numbers as labels"
     )
     parser.add_argument("--glue", default="nyu-mll/glue", help="Hub id or folder of GLUE")
     parser.add_argument("--max-length", type=positive, default=128, metavar="N", help="tokens per sentence")

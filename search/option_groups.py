@@ -110,6 +110,9 @@ def add_tasks(parser, recipe: bool) -> None:
         "--validation", metavar="DATA", help="own data to validate with, for one task of one's own (default: a split)"
     )
     group.add_argument(
+        "--task-config", metavar="NAME", help="configuration of own data that have several, as their card names it"
+    )
+    group.add_argument(
         "--task-type",
         choices=("classification", "regression"),
         help="what numbers in the label column of own data mean (default: said with the reason)",

@@ -96,7 +96,7 @@ def override(recipe: Recipe, options) -> Recipe:
 
 def own_data(options) -> OwnData:
     """How one's own data are read, as the command line says."""
-    return OwnData(options.task_type, options.validation, options.encoding)
+    return OwnData(options.task_type, options.validation, options.encoding, options.task_config)
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,16 @@ def main(options) -> None:
     most = positions(encoder.model)
     if options.max_length > most:
         raise UserError(f"max_length {options.max_length} is beyond the {most} positions of the model")
+    for task in tasks if accelerator.is_main_process else ():
+        if task.columns:
+            print(f"{task.name}: {task.columns}", flush=True)
     scores = {task.name: zero_shot(encoder, task, options.max_length) for task in tasks}
     if not accelerator.is_main_process:
         return
-    for task, splits in scores.items():
+    for name, splits in scores.items():
         for split, metrics in splits.items():
-            for name, value in metrics.items():
-                print(f"{task:16} {split.removeprefix('validation_'):16} {name:12} {100 * value:7.2f} %")
+            for metric, value in metrics.items():
+                print(f"{name:16} {split.removeprefix('validation_'):16} {metric:12} {100 * value:7.2f} %")
     if options.output:
         with reported(Path(options.output)):
             replace_file(Path(options.output), json.dumps(scores, indent=2))

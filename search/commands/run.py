@@ -183,7 +183,7 @@ def identity(recipe: Recipe, options) -> dict[str, Any]:
         "tasks": data.pop("tasks"),
         "glue": options.glue if recipe.tasks else None,
     }
-    own = {name: getattr(options, name) for name in ("validation", "task_type", "encoding")}
+    own = {name: getattr(options, name) for name in ("validation", "task_type", "encoding", "task_config")}
     objective |= {name: value for name, value in own.items() if value is not None}
     supernet = None if options.supernet is None else weights_digest(options.supernet)
     bounds = {limit_option(name): getattr(options, limit_option(name)) for name in COSTS}
@@ -269,7 +269,8 @@ def finetuning_options(recipe: Recipe, options) -> str:
     elif task in SELF_MADE_TASKS:
         given |= {"--corpus": recipe.corpus, "--corpus-config": recipe.corpus_config}
     else:
-        given |= {"--validation": options.validation, "--task-type": options.task_type}
+        given |= {"--task-config": options.task_config, "--validation": options.validation}
+        given |= {"--task-type": options.task_type}
     return " ".join(f"{option} {shlex.quote(value)}" for option, value in given.items() if value is not None)
 
 

@@ -138,7 +138,7 @@ def _by_card(source: str, path: Path, card: dict[str, Any], config: str | None, 
             splits[split] = [
                 plain for file in files for plain in _plain_files(file, str(file.relative_to(path)), unpack)
             ]
-        layout = Layout(splits)
+        layout = Layout(splits, one_file=list(splits) == ["train"])
     infos = DatasetInfosDict.from_directory(str(path))
     features = infos[config].features if config in infos else None
     return Layout(layout.splits, layout.one_file, features or Features())

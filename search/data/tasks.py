@@ -29,11 +29,13 @@ class OwnData:
         task_type: "classification" or "regression", where the labels are numbers and could be either.
         validation: Another source, to validate with.
         encoding: Of text files, by default UTF-8.
+        config: Of data that have several configurations.
     """
 
     task_type: str | None = None
     validation: str | None = None
     encoding: str | None = None
+    config: str | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,9 @@ def _glue_task(name: str, glue: str) -> Task:
 def _own_task(name: str, options: OwnData) -> Task:
     path, texts, label = _parse(name)
     title = own_title(path)
-    source = load_source(path, encoding=options.encoding)
+    if options.config is not None:
+        title += "_" + NO_WORD.sub("_", options.config)
+    source = load_source(path, options.config, options.encoding)
     if options.validation is not None:
         source = source.with_validation(load_source(options.validation, encoding=options.encoding))
     train = next(iter(source.splits.values()))
@@ -183,6 +187,7 @@ def _own_task(name: str, options: OwnData) -> Task:
         labels.metric,
         labels.task_type,
         hub_dataset=path if source.hub else "",
+        config=options.config if source.hub else None,
         columns=about,
     )
 
@@ -201,9 +206,12 @@ def _free_names(columns: Iterable[str]) -> dict[str, str]:
     return {c: next(n for n in (c + "_" * i for i in range(1, 9)) if n not in columns) for c in columns if c in INPUTS}
 
 
+NO_WORD = re.compile(r"[^\w-]+")
+
+
 def own_title(path: str) -> str:
     """What one's own data are called in results: never as a task that everybody knows."""
-    title = re.sub(r"[^\w-]+", "_", source_name(path).rpartition("/")[2]).strip("_") or "data"
+    title = NO_WORD.sub("_", source_name(path).rpartition("/")[2]).strip("_") or "data"
     return f"own_{title}" if title in GLUE_TASKS or title in SELF_MADE_TASKS else title
 
 
