@@ -12,7 +12,11 @@ SECRETS = (
 
 
 class UserError(ValueError):
-    """A mistake in the input. The command prints the message on one line and exits with status 2."""
+    """A mistake in the input. The command prints the message, which is one line whatever names in it hold, and exits
+    with status 2."""
+
+    def __init__(self, message: str):
+        super().__init__(message.replace("\r", "\\r").replace("\n", "\\n"))
 
 
 class Stopped(KeyboardInterrupt):

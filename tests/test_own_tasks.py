@@ -314,13 +314,28 @@ def test_an_answer_that_is_not_there(tmp_path):
 # Any table
 
 CELL = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 3), st.floats(width=16), st.text(max_size=6),
+    st.none(), st.booleans(), st.integers(-3, 3),
+    st.sampled_from([2**40, 2**63, 2**64, -(2**70)]), st.floats(width=16), st.text(max_size=6),
     st.sampled_from(["NA", "None", "nan", "0", "1", "x", ""]), st.lists(st.integers(0, 2), max_size=3),
     st.lists(st.sampled_from(["a", "b"]), max_size=2),
     st.dictionaries(st.sampled_from(["text", "x"]), st.text(max_size=2)),
 )  # fmt: skip
 NAME = st.sampled_from(
-    ["text", "label", "labels", "sentence1", "sentence2", "tokens", "ner_tags", "question", "context", "answers", "id"]
+    [
+        "text",
+        "label",
+        "labels",
+        "sentence1",
+        "tokens",
+        "ner_tags",
+        "question",
+        "context",
+        "answers",
+        "id",
+        "x\ny",
+        "\u0434",
+        "",
+    ]
 )
 ROW = st.dictionaries(NAME, CELL, min_size=1, max_size=4)
 COLUMNS = st.dictionaries(

@@ -44,6 +44,8 @@ def read(path: Path, encoding: str | None = None) -> Dataset:
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty")
     if isinstance(kind, str):
+        if kind == "parquet" and pq.read_metadata(path).num_rows == 0:
+            raise UserError(f"{path}: no rows")
         # The library keeps what it made by the name and the time of the file.
         try:
             return datasets.load_dataset(kind, data_files={"train": glob_escaped(path)}, split="train")
