@@ -20,7 +20,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 
@@ -29,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from flexibert import FlexiBertForMaskedLM  # noqa: E402
 from search.artifacts.checkpoint import save_checkpoint  # noqa: E402
 from search.artifacts.model_card import CardFacts, Score  # noqa: E402
-from search.artifacts.sentence_files import MAP  # noqa: E402
+from search.artifacts.sentence_files import read_state_map  # noqa: E402
 from search.data.tasks import load_tasks  # noqa: E402
 from search.evaluation.zero_shot import SentenceEncoder, zero_shot  # noqa: E402
 from search.files import replace_file  # noqa: E402
@@ -156,6 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--tasks", default="", help="comma-separated tasks of GLUE to fine-tune on")
+    parser.add_argument("--pair-encodings", default="joint,separate", help="for tasks of two texts")
     parser.add_argument("--glue", default=GLUE)
     parser.add_argument("--epochs", type=float, default=4)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
@@ -182,13 +182,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.output:
         results |= told(ModelCard.load(options.checkpoint / "README.md"), options.corpus)
         replace_file(options.results, json.dumps(results, indent=1) + "\n")
-        state_map = load_file(options.checkpoint / MAP / "model.safetensors")
         save_checkpoint(
             FlexiBertForMaskedLM.from_pretrained(options.checkpoint, dtype=torch.bfloat16),
             AutoTokenizer.from_pretrained(options.checkpoint),
             options.output,
             card(options.output.name, results),
-            {name.removeprefix("linear."): tensor for name, tensor in state_map.items()},
+            read_state_map(options.checkpoint),
         )
 
 
