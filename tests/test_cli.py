@@ -186,7 +186,9 @@ def recipe_corpus(recipe):
     return json.loads(Path(recipe).read_text(encoding="utf-8"))["corpus"]
 
 
-@pytest.mark.parametrize("launcher", [("-m", "search"), ("search",)], ids=["module", "folder"])
+@pytest.mark.parametrize(
+    "launcher", [("-m", "search"), pytest.param(("search",), marks=pytest.mark.slow)], ids=["module", "folder"]
+)
 def test_accelerate_launches_both_ways(tmp_path, recipe, launcher):
     script = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1")
     arguments = ("run", "--recipe", recipe, "--runs", str(tmp_path / "runs"), "--trials", "1")

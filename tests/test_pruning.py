@@ -206,6 +206,7 @@ def trials_of(folder):
     return optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder / 'study.db'}")
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together(tmp_path, corpus):  # noqa: F811
     recipe = write_recipe(tmp_path, corpus, trials=7, tasks=[], pretraining=BUDGET, space=WIDE, pruner="median")
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29653", "-m", "search")
