@@ -271,6 +271,15 @@ def test_bad_files_in_one_line(tmp_path, file, content, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("ending, kind", [("csv", "int64"), ("tsv", "int64"), ("jsonl", "int64")])
+def test_one_column_of_numbers(tmp_path, ending, kind):
+    path = tmp_path / f"a.{ending}"
+    path.write_text('{"text": 7}\n{"text": 8}\n' if ending == "jsonl" else "text\n7\n8\n", encoding="utf-8")
+    assert list(load_source(str(path)).splits["train"]["text"]) == [7, 8]
+    with pytest.raises(UserError, match=f"a: column 'text' holds .*{kind}.*, not text"):
+        load_corpus(str(path))
+
+
 def test_files_with_different_columns(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\nx,1\n", encoding="utf-8")
     (tmp_path / "b.jsonl").write_text('{"words": "x"}\n', encoding="utf-8")

@@ -352,3 +352,15 @@ def test_a_damaged_archive_in_one_line(tmp_path, monkeypatch):
         while True:
             reader.read(10, 10**6)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_streaming(tmp_path):
+    """Of a corpus of megabytes; how fast it is, is for a machine with nothing else to do."""
+    from benchmarks.streaming import main as benchmark
+
+    size = ["--gigabytes", "0.02", "--shard-bytes", "4000000", "--vocabulary", "2000", "--architecture", "bert-tiny"]
+    budget = ["--steps", "5", "--batch-size", "4", "--sequence-length", "32", "--rounds", "1", "--threads", "1"]
+    benchmark([*size, *budget, "--folder", str(tmp_path), "--output", str(tmp_path / "found.json")])
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert found["ratio"] > 0 and found["streamed"]["own_memory_mib"] < 1024

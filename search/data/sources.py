@@ -178,6 +178,8 @@ def _converted(table: Dataset, column: str, kind: type) -> Dataset:
     names = table.column_names
     values = [kind(cell) if cell else None for cell in table[column]]
     feature = Value("int64" if kind is int else "float64")
+    if names == [column]:  # A table without its only column would have no rows either.
+        return Dataset.from_dict({column: values}, features=Features({column: feature}))
     return table.remove_columns(column).add_column(column, values, feature=feature).select_columns(names)
 
 
