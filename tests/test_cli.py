@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -460,10 +461,13 @@ def test_every_command_has_help(capsys, name):
     assert "usage: search" in capsys.readouterr().out
 
 
-def test_the_reference_knows_every_command():
+def test_reference_and_wheel_know_every_command():
+    """The table of the reference, and what `make wheel-test` tries."""
     (commands,) = (action for action in build_parser()._actions if action.dest == "==SUPPRESS==" and action.choices)
     page = (ROOT / "docs" / "reference" / "command.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(commands.choices)
+    tried = runpy.run_path(str(ROOT / "tests" / "installed" / "check.py"))["commands"]()
+    assert {arguments[0] for arguments, *_ in tried} == set(commands.choices)
 
 
 def test_a_shell_completes_the_command():
