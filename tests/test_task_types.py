@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from seqeval.metrics import f1_score as entity_f1
 from sklearn.metrics import f1_score
 from test_finetuning import (  # noqa: F401
     FILLERS,
@@ -19,7 +20,17 @@ from test_finetuning import (  # noqa: F401
     regression,
     tokenizer,
 )
-from transformers import pipeline
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+    set_seed,
+)
 
 from search.data.tasks import Task
 from search.errors import UserError
@@ -251,3 +262,87 @@ def test_an_entity_counts_as_a_whole():
     assert values["accuracy"] == pytest.approx(5 / 6)
     assert is_entity_tags(TAGS) and not is_entity_tags(("NOUN", "VERB", "O"))
     assert compute("word_classes", [["N", "V"], ["V"]], [["N", "V"], ["N"]])["accuracy"] == pytest.approx(2 / 3)
+
+
+def plain_rows(kind, dataset, tokenizer):  # noqa: F811
+    """Examples as transformers' own example scripts make them."""
+    rows = []
+    for row in dataset:
+        if kind == "token_classification":
+            encoded = tokenizer(row["tokens"], is_split_into_words=True, truncation=True, max_length=32)
+            words, before = encoded.word_ids(), None
+            encoded["labels"] = []
+            for word in words:  # run_ner: the first token of a word has its label
+                new = word is not None and word != before
+                encoded["labels"].append(row["ner_tags"][word] if new else -100)
+                before = word
+        elif kind == "multi_label":
+            encoded = tokenizer(row["text"], truncation=True, max_length=32)
+            encoded["labels"] = [float(label) for label in row["labels"]]
+        else:
+            encoded = tokenizer(
+                row["question"], row["context"], truncation="only_second", max_length=64, return_offsets_mapping=True
+            )
+            (start,), (text,) = row["answers"]["answer_start"], row["answers"]["text"]
+            of_context = [place == 1 for place in encoded.sequence_ids()]
+            spans = [span if inside else (-1, -1) for span, inside in zip(encoded.pop("offset_mapping"), of_context)]
+            encoded["start_positions"] = next(n for n, (first, _) in enumerate(spans) if first == start)
+            encoded["end_positions"] = next(n for n, (_, last) in enumerate(spans) if last == start + len(text))
+        rows.append(dict(encoded))
+    return rows
+
+
+def plain_score(kind, predictions, rows):
+    """Micro F1 of labels, F1 of entities by seqeval, exact answers: computed without this package."""
+    if kind == "multi_label":
+        return f1_score([row["labels"] for row in rows], predictions > 0, average="micro")
+    if kind == "token_classification":
+        truth = [[TAGS[label] for label in row["labels"] if label >= 0] for row in rows]
+        found = [
+            [TAGS[value] for value, label in zip(values.argmax(-1), row["labels"]) if label >= 0]
+            for values, row in zip(predictions, rows)
+        ]
+        return entity_f1(truth, found)
+    starts, ends = predictions
+    pairs = zip(starts.argmax(-1), ends.argmax(-1), rows)
+    return np.mean([(first, last) == (row["start_positions"], row["end_positions"]) for first, last, row in pairs])
+
+
+PLAIN = {
+    "multi_label": (AutoModelForSequenceClassification, DataCollatorWithPadding, "f1_micro"),
+    "token_classification": (AutoModelForTokenClassification, DataCollatorForTokenClassification, "f1"),
+    "question_answering": (AutoModelForQuestionAnswering, DataCollatorWithPadding, "exact_match"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", PLAIN)
+def test_scores_are_those_of_transformers_own_examples(kind, encoder, tokenizer, tmp_path):  # noqa: F811
+    """The same data, encoder and budget through a plain `Trainer`: the means over three seeds differ by noise."""
+    auto, collator, metric = PLAIN[kind]
+    task = TASKS[kind]()
+    if kind == "question_answering":  # in one window each
+        short = [
+            data.filter(lambda row: len(row["context"].split()) < 50) for data in (questions(160, 1), questions(60, 2))
+        ]
+        task = question_task(*short)
+    budget = dataclasses.replace(QUICK, max_steps=80, max_length=64 if kind == "question_answering" else 32)
+    train, validation = (plain_rows(kind, data, tokenizer) for data in (task.train, task.validation["validation"]))
+    own, plain = [], []
+    for seed in range(3):
+        result = finetune(encoder, task, tokenizer, budget, seed=seed, output_dir=tmp_path / f"own{seed}")
+        own.append(result.metrics[metric])
+        set_seed(seed)
+        labels = {} if kind == "question_answering" else {"num_labels": len(task.label_names)}
+        extra = {"problem_type": "multi_label_classification"} if kind == "multi_label" else {}
+        model = auto.from_pretrained(encoder, **labels, **extra)
+        arguments = TrainingArguments(
+            str(tmp_path / "plain"), max_steps=80, per_device_train_batch_size=16, learning_rate=1e-2, seed=seed,
+            warmup_steps=5, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True,
+        )  # fmt: skip
+        trainer = Trainer(model, arguments, collator(tokenizer), train_dataset=train)
+        trainer.train()
+        plain.append(plain_score(kind, trainer.predict(validation).predictions, validation))
+    assert np.mean(own) > 0.6 and abs(np.mean(own) - np.mean(plain)) < 0.1, (own, plain)
+    hub_task = {"multi_label": "text-classification"}.get(kind, kind.replace("_", "-"))
+    assert TASK_TYPES[kind].hub_task == hub_task
