@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--steps", "4", "--batch-size", "4", "--sequence-length", "32")
 TASKS = ("--max-train-examples", "32", "--epochs", "1")
+SHORT = ("--epochs", "1", "--max-length", "32")
 ENCODER = '[{"hidden_size": 16, "operations": [{"op": "self_attention", "num_heads": 2}], "feed_forward": [16]}]'
 
 
@@ -32,8 +33,8 @@ def commands() -> list[tuple[tuple[str, ...], int, str]]:
         (("run", "--trials", "1", *TINY, *TASKS, "--name", "first"), 0, "load it"),
         (("report", "runs/first"), 0, "index.html"),
         (("pretrain", "--architecture", "encoder/layers.json", "--output", model, *TINY), 0, "validation loss"),
-        (("finetune", "--model", model, "--tasks", "mine.csv", "--output", "tasks", "--epochs", "1"), 0, "accuracy"),
-        (("evaluate", model, "--tasks", "pairs.csv"), 0, "spearmanr"),
+        (("finetune", "--model", model, "--tasks", "mine.csv", "--output", "tasks", *SHORT), 0, "accuracy"),
+        (("evaluate", model, "--tasks", "pairs.csv", "--max-length", "32"), 0, "spearmanr"),
         (("supernet", "--recipe", "quickstart", "--output", "shared", *TINY), 0, "shared"),
         (("publish", "tasks/mine", "--repo-id", "someone/mine"), 0, "Nothing was uploaded"),
         (("export", "tasks/mine"), 2, "not installed here is onnx"),
