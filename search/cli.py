@@ -47,6 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(f"search: error: {without_secrets(str(error))}", file=sys.stderr)
         return 2
+    except Exception as error:
+        from .study.faults import is_users, reason
+
+        if not is_users(error):  # then it is ours
+            raise
+        print(f"search: error: {reason(error)}", file=sys.stderr)  # a full disk, a missing permission
+        return 2
     except KeyboardInterrupt as stop:
         if os.environ.get("RANK", "0") == "0":
             print("search: stopped; the same command goes on from here", file=sys.stderr)

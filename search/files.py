@@ -1,7 +1,9 @@
 """Files and folders that appear whole or not at all: written aside, then renamed."""
 
 import contextlib
+import hashlib
 import itertools
+import json
 import os
 import shutil
 import socket
@@ -9,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from .errors import UserError
 
@@ -76,6 +78,38 @@ def check_place(folder: Path, mark: str, kind: str) -> None:
         raise UserError(f"{folder} is no name for a {kind}; name a new folder or an empty one")
     if folder.exists() and not (folder / mark).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is no {kind}; name a new folder or an empty one")
+
+
+def check_whole(folder: Path | str) -> None:
+    """Looks at what is read from a folder, JSON and safetensors, without loading any weights.
+
+    Names that are no folder here, as those of the Hub, are left to whoever reads them.
+
+    Raises:
+        UserError: A file is truncated or damaged, which.
+    """
+    folder = Path(folder).expanduser()
+    for file in sorted(folder.glob("*")) if folder.is_dir() else ():
+        try:
+            if file.suffix == ".json":
+                json.loads(file.read_text(encoding="utf-8-sig"))
+            elif file.suffix == ".safetensors":
+                with safe_open(file, "pt"):
+                    pass
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
+            raise UserError(f"{file} is damaged: {error}") from None
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in and beneath a folder, by its path in there; empty where there is no such folder."""
+    sums = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        sums[path.relative_to(folder).as_posix()] = digest.hexdigest()
+    return sums
 
 
 @contextlib.contextmanager

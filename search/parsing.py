@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+from flexibert.attention_graph import show
+
 from .errors import UserError
 
 
@@ -38,17 +40,30 @@ def one_of(*known: str, **arguments: Any) -> Any:
 
 
 def several(
-    *, least: float | None = None, parse: Callable[[Any, str], Any] | None = None, noun: str = "", **arguments: Any
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    parse: Callable[[Any, str], Any] | None = None,
+    noun: str = "",
+    **arguments: Any,
 ) -> Any:
     """A field for a list of one item or more, no two of them equal.
 
     Args:
-        least: Of each number.
+        least, most: Of each number.
         parse: Makes an item of plain data and its path; by default its type decides, see the annotation.
         noun: What the items are called; needed beside `parse`.
     """
     return dataclasses.field(
-        metadata={"least": least, "parse": parse, "noun": noun, "filled": True, "distinct": parse is None}, **arguments
+        metadata={
+            "least": least,
+            "most": most,
+            "parse": parse,
+            "noun": noun,
+            "filled": True,
+            "distinct": parse is None,
+        },
+        **arguments,
     )
 
 
@@ -67,7 +82,7 @@ def parse(cls: type[T], data: Any, path: str, separator: str = ": ") -> T:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.metadata.get("data", True)}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
-            raise UserError(f"{path}: unknown key {key!r}, known: {', '.join(fields)}")
+            raise UserError(f"{path}: unknown key {show(key)}, known: {', '.join(fields)}")
     for name, f in fields.items():
         if f.default is f.default_factory is dataclasses.MISSING and name not in data:
             raise UserError(f"{path}: {name} is missing")
@@ -102,14 +117,14 @@ def _value(f: dataclasses.Field, value: Any, path: str) -> Any:
     if get_origin(kind) is Literal:
         known = get_args(kind)
         if not _among(value, known):
-            raise UserError(f"{path}: {value!r} is not accepted, known: {', '.join(map(repr, known))}")
+            raise UserError(f"{path}: {show(value)} is not accepted, known: {', '.join(map(repr, known))}")
     elif known is not None:
         if not _among(value, known):
-            raise UserError(f"{path}: {value!r} is not accepted, known: {', '.join(known)}")
+            raise UserError(f"{path}: {show(value)} is not accepted, known: {', '.join(known)}")
     elif reason := _problem(
         kind, f.metadata, value, str(f.type) if kind is not f.type else getattr(kind, "__name__", str(kind))
     ):
-        raise UserError(f"{path}: {value!r} is not accepted, expected {reason}")
+        raise UserError(f"{path}: {show(value)} is not accepted, expected {reason}")
     return value
 
 
@@ -128,15 +143,17 @@ def _tuple(kind: Any, limits: Mapping[str, Any], value: Any, path: str) -> tuple
         own, noun = (lambda item, place: _dataclass(kind, item, place)), "objects"
     else:
         noun = limits.get("noun") or PLURALS[kind]
-    if limits.get("least") is not None:
+    if limits.get("most") is not None:
+        noun += f" from {limits['least']} to {limits['most']}"
+    elif limits.get("least") is not None:
         noun += f" of at least {limits['least']}"
     good = isinstance(value, (list, tuple)) and (bool(value) or not limits.get("filled"))
     if not good or (own is None and any(_problem(kind, limits, item, noun) for item in value)):
-        raise UserError(f"{path}: {value!r} is not accepted, expected a list of {noun}")
+        raise UserError(f"{path}: {show(value)} is not accepted, expected a list of {noun}")
     if own is not None:
         return tuple(own(item, f"{path}[{index}]") for index, item in enumerate(value))
     if limits.get("distinct") and len(set(value)) != len(value):
-        raise UserError(f"{path}: {value!r} holds a value twice")
+        raise UserError(f"{path}: {show(value)} holds a value twice")
     return tuple(value)
 
 

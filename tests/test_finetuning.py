@@ -497,7 +497,7 @@ def test_folders_that_hold_no_model(encoder, tokenizer, tmp_path):
     with pytest.raises(UserError, match="lacks weights of the encoder: model.embeddings"):
         finetune(tmp_path, classification(), tokenizer, QUICK)
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
-    with pytest.raises(UserError, match="cannot be loaded: "):
+    with pytest.raises(UserError, match="model.safetensors is damaged: "):
         finetune(tmp_path, classification(), tokenizer, QUICK)
 
 

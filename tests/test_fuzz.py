@@ -6,14 +6,20 @@ import json
 import random
 import re
 import string
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import EVERY_OPERATION, SPECS
 
-from flexibert import FlexiBertConfig, FlexiBertForMaskedLM, parse_graph, parse_layers
+from flexibert import FlexiBertConfig, FlexiBertForMaskedLM, config_from_model_dict, parse_graph, parse_layers
 from flexibert.attention_graph import GRAPHS, PRIMITIVES
 from flexibert.spec import fingerprint, layers_to_dicts
+from search import recipe
+from search.errors import UserError
+from search.evaluation.model_config import check_fields
+from search.evaluation.supernet import Description
+from search.parsing import parse
 
 
 def bomb(depth: int, kind: str = "list"):
@@ -205,3 +211,71 @@ def test_damaged_graphs():
             accepted += 1
             assert parse_graph(graph.lines) == graph
     assert accepted > 100
+
+
+# --- recipes, model dictionaries, super-networks -------------------------------------------------------------------
+
+
+RECIPES = [file.read_text(encoding="utf-8") for file in sorted(Path(str(recipe.RECIPES)).glob("*.json"))]
+DICTIONARIES = [
+    json.dumps(model_dict)
+    for model_dict in (
+        {"l": 2, "o": ["sa", "c"], "h": [256, 128], "n": [4, 2], "f": [[1024], [512, 512]], "p": ["sdp", 9]},
+        {"l": 1, "o": [["sa_wma_64", "l_dct_64", "c_5_64"]], "h": [192], "f": [[1024]]},
+    )
+]
+SPACE = json.loads(next(text for text in RECIPES if '"space"' in text))["space"]
+NETWORKS = [json.dumps({"space": SPACE, "fields": {"vocab_size": 50, "hidden_act": "gelu"}, "written_back": [1, 2]})]
+
+
+def read_network(data):
+    description = parse(Description, data, "supernet.json")
+    check_fields(description.fields, "supernet.json: fields")
+
+
+READERS = {
+    "recipe": (RECIPES, lambda data: recipe.parse_recipe(data, "recipe.json"), UserError),
+    "model_dict": (DICTIONARIES, config_from_model_dict, ValueError),
+    "supernet": (NETWORKS, read_network, UserError),
+    "layers": (SOURCES, parse_layers, ValueError),
+    "config": (SOURCES, lambda layers: FlexiBertConfig(layers=layers, vocab_size=8), ValueError),
+}
+"""What is read -> texts to damage, how it is read, and how it is refused."""
+
+
+def read_damaged(kind: str, seed: int) -> bool:
+    """Whether damaged data were accepted; else they were refused in one short line."""
+    sources, read, refusal = READERS[kind]
+    rng = random.Random(f"{kind} {seed}")
+    data = damaged(rng.choice(sources), rng.choice([1, 1, 2, 4]), rng)
+    try:
+        read(data)
+    except refusal as error:
+        text = str(error)
+        assert text and len(text) < 2000 and len(text.splitlines()) == 1, text[:2000]
+        return False
+    return True
+
+
+@pytest.mark.parametrize("kind", ["recipe", "model_dict", "supernet"])
+def test_other_damaged_data(kind):
+    accepted = sum(read_damaged(kind, seed) for seed in range(200))
+    assert 0 < accepted < 150
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"feed_forward_depth": [1024]}, {"feed_forward_size": [2**64]}, {"hidden_size": [10**5000]}],
+    ids=range(3),
+)
+def test_sizes_that_no_layer_may_have(change):
+    """Each took minutes, or ended in another error."""
+    with pytest.raises(UserError, match=f"space.{next(iter(change))}: .* is not accepted, expected a list of whole"):
+        recipe.parse_recipe({"description": "", "space": {**SPACE, **change}, "sampler": {"name": "boshnas"}}, "r")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", READERS)
+def test_very_many_damaged_data(kind):
+    accepted = sum(read_damaged(kind, seed) for seed in range(1000, 21_000))
+    assert 0 < accepted < 15_000

@@ -1,16 +1,19 @@
 """The folder of a run: its paths, what kills leave in it, and folders that were renamed, emptied or damaged."""
 
+import hashlib
 import json
 import os
 import sqlite3
 
 import optuna
 import pytest
+from conftest import SPECS
 from optuna.trial import TrialState, create_trial
 
+from search.artifacts.report import write_summary
 from search.errors import UserError
 from search.files import HOST
-from search.samplers.trials import FAILURE, FINGERPRINT, METRICS
+from search.samplers.trials import FAILURE, FINGERPRINT, LAYERS, METRICS
 from search.study.run_folder import RunFolder
 from search.study.storage import open_run, open_study, study_name
 
@@ -24,7 +27,7 @@ GONE = 2**22 + 1  # beyond the largest pid of Linux
 def add(study, folder, score=None, state=TrialState.COMPLETE, **attributes):
     """A trial and its checkpoint."""
     number = len(study.trials)
-    attributes |= {FINGERPRINT: f"abc{number}", METRICS: {}}
+    attributes |= {FINGERPRINT: f"abc{number}", METRICS: {}, LAYERS: SPECS["homogeneous"]}
     study.add_trial(create_trial(state=state, value=score, user_attrs=attributes))
     place = folder.trial(number, f"abc{number}")
     (place / "tasks").mkdir(parents=True)
@@ -67,6 +70,23 @@ def test_the_best_is_repaired(folder, study, damage):
     DAMAGE[damage](folder.best)
     folder.keep_best(study)
     assert content(folder.best) == content(best)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_trial_is_repaired_where_the_summary_says_that_the_best_is_whole(folder, study, damage):
+    best = add(study, folder, 2.0)
+    folder.keep_best(study)
+    summary = json.loads(write_summary(study, folder))
+    whole = content(folder.best)
+    assert summary["sha256"] == {str(name): hashlib.sha256(data).hexdigest() for name, data in whole.items()}
+    DAMAGE[damage](best)
+    folder.keep_best(study)
+    assert content(folder.best) == whole and (damage == "gone" or content(best) == whole)
+    DAMAGE[damage](folder.best)  # both, of which the summary knows neither
+    if damage == "another byte":
+        DAMAGE["too much"](best)
+        folder.keep_best(study)
+        assert content(folder.best) == content(best)
 
 
 def test_a_whole_best_is_not_written_again(folder, study):

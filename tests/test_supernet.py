@@ -226,7 +226,7 @@ def test_a_folder_without_a_network_is_refused(tmp_path):
         load_supernet(tmp_path / "nothing")
     save_supernet(build("autobert"), Tokenizer(), tmp_path / "net", {})
     (tmp_path / "net" / "supernet.safetensors").write_bytes(b"half")
-    with pytest.raises(UserError, match="is no super-network"):
+    with pytest.raises(UserError, match="supernet.safetensors is damaged"):
         load_supernet(tmp_path / "net")
 
 

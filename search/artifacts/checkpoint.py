@@ -9,7 +9,7 @@ import torch
 from flexibert import FlexiBertForMaskedLM
 
 from ..errors import UserError
-from ..files import check_place, replace_folder, reported
+from ..files import check_place, check_whole, replace_folder, reported
 from .golden import write_golden
 from .model_card import CardFacts, write_card
 from .sentence_files import SENTENCE_FILES, write_sentence_files
@@ -67,6 +67,7 @@ def check_checkpoint(folder: Path) -> list[str]:
         missing.append("model.safetensors")
     if missing:
         raise UserError(f"{folder} is no checkpoint of this package: {', '.join(missing)} missing")
+    check_whole(folder)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model_type = config["model_type"]

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..files import check_place, replace_folder, reported
+from ..files import check_place, check_whole, replace_folder, reported
 from ..runtimes.files import (
     PRECISIONS,
     Batch,
@@ -152,6 +152,7 @@ def load(checkpoint: Path | str, encoder: bool) -> tuple[Exportable, PreTrainedT
     One for the library sentence-transformers becomes a `SentenceModel`: its head was never what it is for.
     """
     sentences = (Path(checkpoint) / MODULES).is_file()
+    check_whole(checkpoint)
     try:
         config = AutoConfig.from_pretrained(checkpoint)
         architecture = (config.architectures or ["FlexiBertModel"])[0]

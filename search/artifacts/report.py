@@ -1,6 +1,7 @@
 """A report about a study for people: pictures, and `report.md` with tables."""
 
 import io
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from scipy.stats import spearmanr
 from flexibert.spec import parse_layers
 
 from ..cost import COSTS
-from ..files import replace_file
+from ..files import checksums, replace_file
 from ..samplers.trials import FINGERPRINT, LAYERS, STOPPED
 from ..study.results import (
     Result,
@@ -32,11 +33,12 @@ from ..study.results import (
     scores,
     summarise,
 )
+from ..study.run_folder import RunFolder
 from ..study.trials import stopped
 from . import describe, plots
 
 
-__all__ = ["summarise", "write_report"]
+__all__ = ["summarise", "write_report", "write_summary"]
 
 CAPTIONS = {
     "best_so_far": "Best score so far",
@@ -48,6 +50,13 @@ CAPTIONS = {
 
 COLUMNS = (*COSTS, "mlm_loss_nats", "pretraining_seconds", "finetuning_seconds")
 """Metrics in the tables of trials, where they were measured."""
+
+
+def write_summary(study: optuna.Study, folder: RunFolder) -> str:
+    """Writes `summary.json`: the summary of a study, and the checksums of what is in best/; returns what it holds."""
+    summary = json.dumps({**summarise(study), "sha256": checksums(folder.best)}, indent=2, allow_nan=False)
+    replace_file(folder.summary, summary)
+    return summary
 
 
 def write_report(study: optuna.Study, folder: Path) -> list[Path]:

@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from flexibert import FlexiBertConfig
 
+from ..files import check_whole
+
 
 MODULES, POOLING, MAP = "modules.json", "1_Pooling", "2_Dense"
 
@@ -21,6 +23,7 @@ def read_state_map(folder: Path) -> dict[str, torch.Tensor] | None:
     path = folder / MAP / "model.safetensors"
     if not path.is_file():
         return None
+    check_whole(path.parent)
     return {name.removeprefix("linear."): tensor for name, tensor in load_file(path).items()}
 
 

@@ -1,11 +1,10 @@
 """Writes the report of a run again."""
 
-import json
 from pathlib import Path
 
 from ..artifacts.page import write_page
-from ..artifacts.report import summarise, write_report
-from ..files import replace_file, reported
+from ..artifacts.report import write_report, write_summary
+from ..files import reported
 from ..study.run_folder import RunFolder
 from ..study.storage import open_run
 
@@ -15,7 +14,6 @@ def main(options) -> None:
     folder = RunFolder(Path(options.run_folder))
     study = open_run(folder, options.storage)
     with reported(folder.report):
-        summary = json.dumps(summarise(study), indent=2, allow_nan=False)
-        replace_file(folder.summary, summary)
+        summary = write_summary(study, folder)
         paths = [*write_report(study, folder.report), write_page(study, folder.report)]
     print(summary if options.json else "\n".join(map(str, paths)))

@@ -19,7 +19,7 @@ from flexibert.spec import Architecture, parse_layers
 
 from ..artifacts.describe import head_group
 from ..artifacts.page import write_page
-from ..artifacts.report import summarise, write_report
+from ..artifacts.report import write_report, write_summary
 from ..cost import COSTS, SCORE, CostMeter, Limits, choose_objectives, limit_option
 from ..data.cache import content_key, rows_key
 from ..data.synthetic_tasks import SELF_MADE_TASKS
@@ -31,7 +31,7 @@ from ..evaluation.evaluator import Evaluator
 from ..evaluation.first_weights import FirstWeights, FromNearest, FromScratch, FromSupernet
 from ..evaluation.model_config import model_fields
 from ..evaluation.supernet import weights_digest
-from ..files import replace_file, reported
+from ..files import reported
 from ..metrics import GLUE_TASKS
 from ..progress import RunProgress, duration
 from ..recipe import Recipe, load_recipe
@@ -277,8 +277,7 @@ def finetuning_options(recipe: Recipe, options) -> str:
 def conclude(study: optuna.Study, folder: RunFolder, commands: Sequence[str], as_json: bool) -> None:
     """Writes summary and report, and says what was found and, as commands, what can be done with it."""
     with reported(folder.report):
-        summary = json.dumps(summarise(study), indent=2, allow_nan=False)
-        replace_file(folder.summary, summary)
+        summary = write_summary(study, folder)
         write_report(study, folder.report)
         write_page(study, folder.report)
     best = best_trial(study)

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
-from .cache import content_key, make_once
+from .cache import cached, content_key, make_once
 from .documents import documents
 from .tokenizer import vocabulary_size
 
@@ -42,7 +42,8 @@ def tokenized_blocks(
     key = content_key(dataset, backend, tokenizer.cls_token_id, tokenizer.sep_token_id, sequence_length)
     folder = Path(cache_dir) / f"blocks-{key}"
     make_once(folder, lambda aside: _write_blocks(dataset, tokenizer, sequence_length, dtype, aside / "tokens.bin"))
-    blocks: np.memmap = np.memmap(folder / "tokens.bin", dtype, mode="r").reshape(-1, sequence_length)  # type: ignore[assignment]
+    with cached(folder):
+        blocks: np.memmap = np.memmap(folder / "tokens.bin", dtype, mode="r").reshape(-1, sequence_length)  # type: ignore[assignment]
     return blocks
 
 

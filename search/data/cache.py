@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from datasets import Dataset
 from filelock import FileLock
 
+from ..errors import UserError
 from ..files import replace_folder, reported
 from .documents import documents
 
@@ -29,6 +31,15 @@ def rows_key(*datasets: Dataset) -> str:
             digest.update(json.dumps(batch, sort_keys=True, default=str).encode())
         digest.update(b"\0")
     return digest.hexdigest()
+
+
+@contextmanager
+def cached(folder: Path) -> Iterator[None]:
+    """For reading what `make_once` made: damage is a UserError that says what to do about it."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{folder} is damaged, remove it and it is made again: {error}") from None
 
 
 def make_once(folder: Path, make: Callable[[Path], None]) -> Path:

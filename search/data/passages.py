@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
 from .blocks import batched
-from .cache import content_key, make_once
+from .cache import cached, content_key, make_once
 from .documents import documents
 from .tokenizer import vocabulary_size
 
@@ -92,7 +92,8 @@ def passages(dataset: Dataset, tokenizer: PreTrainedTokenizerFast, longest: int,
     folder = make_once(
         Path(cache_dir) / f"passages-{key}", lambda aside: _write_passages(dataset, tokenizer, longest, aside)
     )
-    tokens, starts, seconds = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _FILES)
+    with cached(folder):
+        tokens, starts, seconds = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _FILES)
     return Passages(tokens, np.asarray(starts), np.asarray(seconds), longest, key)
 
 

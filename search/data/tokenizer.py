@@ -7,6 +7,7 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import UserError
+from ..files import check_whole
 from .cache import content_key, make_once
 from .corpus import Corpus
 from .sources import one_line, quiet
@@ -47,6 +48,7 @@ def load_tokenizer(
         source = str(make_once(Path(cache_dir) / f"tokenizer-{key}", train))
     elif not Path(source).exists() and source.startswith((".", "/", "~")):
         raise UserError(f"tokenizer {source}: no such folder")
+    check_whole(source)
     try:
         with quiet():
             tokenizer: Any = AutoTokenizer.from_pretrained(source)

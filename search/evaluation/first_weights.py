@@ -23,6 +23,7 @@ from flexibert.spec import Architecture
 
 from ..artifacts.sentence_files import read_state_map
 from ..errors import UserError
+from ..files import check_whole
 from ..space.search_space import SearchSpace
 from ..study.run_folder import RunFolder
 from ..study.trials import finished
@@ -105,6 +106,10 @@ class FromNearest:
         model = FlexiBertForMaskedLM(self._config(layers))
         if source is None:
             return FirstModel(model, 0.0)
+        try:
+            check_whole(source)
+        except UserError as error:  # of the candidates that start from it, not of the whole search
+            raise RuntimeError(str(error)) from None
         config = FlexiBertConfig.from_pretrained(source)
         transfer(model, load_file(source / "model.safetensors"), config, self.mode, self.seed)
         return FirstModel(model, overlap(config, model.config), read_state_map(source))
@@ -176,6 +181,7 @@ class FromSupernet:
         for trial in writers(finished(study)):
             checkpoint = self.run.checkpoint(trial)
             if trial.number not in done and checkpoint is not None:
+                check_whole(checkpoint)
                 model = FlexiBertForMaskedLM.from_pretrained(checkpoint)
                 network.write_back(model.config.layer_specs, model, read_state_map(checkpoint))
                 new.append(trial.number)

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 
 from flexibert import FlexiBertConfig
+from flexibert.attention_graph import show
 from flexibert.spec import Architecture
 
 from ..data.tokenizer import vocabulary_size
@@ -46,7 +47,7 @@ def check_fields(fields: Mapping[str, Any], path: str) -> None:
     """Raises UserError where candidates cannot have these fields: unknown ones, wrong types, values out of range."""
     for name in fields:
         if name not in SHARED_FIELDS:
-            raise UserError(f"{path}: unknown key {name!r}, known: {', '.join(SHARED_FIELDS)}")
+            raise UserError(f"{path}: unknown key {show(name)}, known: {', '.join(SHARED_FIELDS)}")
     try:
         config = FlexiBertConfig(**fields)
     except (StrictDataclassError, ValueError) as error:
@@ -59,6 +60,6 @@ def check_fields(fields: Mapping[str, Any], path: str) -> None:
             expected = f"known: {', '.join(map(repr, get_args(kind)))}"
         else:
             expected = f"expected {getattr(kind, '__name__', kind)}"
-        raise UserError(f"{path}: {name}: {fields[name]!r} is not accepted, {expected}") from None
+        raise UserError(f"{path}: {name}: {show(fields[name])} is not accepted, {expected}") from None
     if config.hidden_act not in ACT2FN:
-        raise UserError(f"{path}: hidden_act: {config.hidden_act!r} is not accepted, known: {', '.join(ACT2FN)}")
+        raise UserError(f"{path}: hidden_act: {show(config.hidden_act)} is not accepted, known: {', '.join(ACT2FN)}")

@@ -35,7 +35,7 @@ from flexibert.modeling_flexibert import PROJECTIONS
 from flexibert.spec import Architecture, LayerSpec, OperationSpec, SearchedAttention
 
 from ..errors import UserError
-from ..files import replace_folder
+from ..files import check_whole, replace_folder
 from ..parsing import parse, read_json
 from ..space.search_space import SearchSpace, operation_label
 from ..training.objectives import StateMap, states_and_logits
@@ -361,6 +361,7 @@ def save_supernet(
 def load_supernet(folder: Path) -> tuple[SuperNetwork, Description]:
     """A super-network on the CPU and its description; UserError where the folder holds none."""
     folder = Path(folder)
+    check_whole(folder)
     title = f"{folder} is no super-network: {DESCRIPTION}"
     description = parse(Description, read_json(folder / DESCRIPTION, title), title)
     check_fields(description.fields, f"{title}: fields")

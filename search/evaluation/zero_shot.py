@@ -15,6 +15,7 @@ from ..data.sources import one_line, quiet
 from ..data.tasks import Task
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
+from ..files import check_whole
 from ..metrics import correlations
 from ..training.hidden_states import pool
 
@@ -28,6 +29,7 @@ class SentenceEncoder:
         path = Path(source).expanduser()
         if path.exists() and not (path / "config.json").is_file():
             raise UserError(f"{source} is no folder of a model: it has no config.json")
+        check_whole(path)
         try:
             with quiet():
                 model, loading = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)

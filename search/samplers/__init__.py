@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 from optuna.samplers import BaseSampler
 
+from flexibert.attention_graph import show
 from flexibert.spec import Architecture as Architecture
 
 from ..errors import UserError
@@ -72,17 +73,17 @@ def create_sampler(
     options = dict(options)
     name = options.pop("name")
     if name not in SAMPLERS:
-        raise UserError(f"unknown sampler {name!r}, known: {', '.join(SAMPLERS)}")
+        raise UserError(f"unknown sampler {show(name)}, known: {', '.join(SAMPLERS)}")
     make = SAMPLERS[name][1]
     known = inspect.signature(make).parameters
     free = [option for option in known if option not in ("space", "seed", "candidates", "feasible")]
     for option in options:
         if option not in free:
-            raise UserError(f"sampler {name} has no option {option!r}, known: {', '.join(free) or 'none'}")
+            raise UserError(f"sampler {name} has no option {show(option)}, known: {', '.join(free) or 'none'}")
         kind = type(known[option].default)
         if kind is int and (type(options[option]) is not int or options[option] < 1):
             expected = "a whole number of at least 1"
-            raise UserError(f"{option}: {options[option]!r} is not accepted, expected {expected}")
+            raise UserError(f"{option}: {show(options[option])} is not accepted, expected {expected}")
     if "feasible" in known:
         options["feasible"] = feasible
 

@@ -45,6 +45,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial
 
+from flexibert.attention_graph import show
 from flexibert.spec import Architecture
 
 from ..bayesopt.acquisition import log_expected_improvement, upper_confidence_bound
@@ -104,9 +105,9 @@ class BoshnasSampler(SpaceSampler):
     ):
         super().__init__(space, seed, feasible)
         if preset not in PRESETS:
-            raise UserError(f"preset: {preset!r} is not accepted, known: {', '.join(PRESETS)}")
+            raise UserError(f"preset: {show(preset)} is not accepted, known: {', '.join(PRESETS)}")
         if surrogate not in SURROGATES:
-            raise UserError(f"surrogate: {surrogate!r} is not accepted, known: {', '.join(SURROGATES)}")
+            raise UserError(f"surrogate: {show(surrogate)} is not accepted, known: {', '.join(SURROGATES)}")
         if preset == "paper" and surrogate != "gaussian_process":
             raise UserError("surrogate: the preset paper has its own")
         self.preset = preset

@@ -14,6 +14,8 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
+from flexibert.attention_graph import show
+
 from ..errors import UserError
 from ..space.functional_hash import function_hash
 from ..space.parameters import Values
@@ -92,13 +94,13 @@ def check_number(name: str, value: Any, low: float, high: float = math.inf, whol
     if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
         kind = "a whole number" if whole else "a number"
         limit = f" and at most {high:g}" if high < math.inf else ""
-        raise UserError(f"{name}: {value!r} is not accepted, expected {kind} of at least {low:g}{limit}")
+        raise UserError(f"{name}: {show(value)} is not accepted, expected {kind} of at least {low:g}{limit}")
 
 
 def check_flag(name: str, value: Any) -> None:
     """UserError where an option is neither true nor false."""
     if not isinstance(value, bool):
-        raise UserError(f"{name}: {value!r} is not accepted, known: true, false")
+        raise UserError(f"{name}: {show(value)} is not accepted, known: true, false")
 
 
 # --- trials -------------------------------------------------------------------------------------------------------

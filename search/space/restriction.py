@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
+from flexibert.attention_graph import show
 from flexibert.spec import Architecture
 
 from ..errors import UserError
@@ -26,13 +27,13 @@ def fix(space: SearchSpace, wanted: Mapping[str, Any], path: str) -> SearchSpace
     for pattern, value in wanted.items():
         names = [name for name in free if fnmatchcase(name, pattern)]
         if not names:
-            raise UserError(f"{path}: {pattern!r} is no parameter of the space, known: {', '.join(free)}")
+            raise UserError(f"{path}: {show(pattern)} is no parameter of the space, known: {', '.join(free)}")
         for name in names:
             options = choices.get(name, space.choices[name])
             kept = [option for option in options if any(_fits(option, item) for item in _list(value))]
             if not kept:
                 known = ", ".join(map(str, options))
-                raise UserError(f"{path}: {pattern}: {value!r} is not accepted for {name}, known: {known}")
+                raise UserError(f"{path}: {pattern}: {show(value)} is not accepted for {name}, known: {known}")
             choices[name] = kept
     return space.restrict(choices)
 

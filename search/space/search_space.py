@@ -22,14 +22,26 @@ from typing import Any
 
 import optuna
 
-from flexibert.attention_graph import GRAPHS, AttentionGraph, parse_graph
-from flexibert.spec import OPERATIONS, Architecture, LayerSpec, OperationSpec, SearchedAttention
+from flexibert.attention_graph import GRAPHS, AttentionGraph, parse_graph, show
+from flexibert.spec import (
+    MAX_LAYERS,
+    MAX_WIDTH,
+    OPERATIONS,
+    Architecture,
+    LayerSpec,
+    OperationSpec,
+    SearchedAttention,
+)
 
 from ..errors import UserError
 from ..parsing import limited, parse, several
 from .attention_edits import Choose
 from .attention_space import GraphSpace
 from .parameters import HIDDEN_SIZE, NUM_LAYERS, Parameter, Unit, Value, Values, number, word
+
+
+_FEED_FORWARD = LayerSpec.__dataclass_fields__["feed_forward"].metadata
+"""Limits of a layer's own."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +64,19 @@ class SearchSpace:
         restrictions: Parameter name -> the values it may still take, see `restrict`.
     """
 
-    num_layers: tuple[int, ...] = several(least=1)
-    hidden_size: tuple[int, ...] = several(least=1)
-    num_heads: tuple[int, ...] = several(least=1)
+    num_layers: tuple[int, ...] = several(least=1, most=MAX_LAYERS)
+    hidden_size: tuple[int, ...] = several(least=1, most=MAX_WIDTH)
+    num_heads: tuple[int, ...] = several(least=1, most=MAX_WIDTH)
     operations: tuple[Mapping[str, Any], ...] = several(
         parse=lambda data, path: _parse_operation(data, path), noun="operations"
     )
-    feed_forward_size: tuple[int, ...] = several(least=1)
-    feed_forward_depth: tuple[int, ...] = several(least=1, default=(1,))
-    layers_per_stack: int = limited(least=1, default=1)
+    feed_forward_size: tuple[int, ...] = several(least=1, most=_FEED_FORWARD["maximum"])
+    feed_forward_depth: tuple[int, ...] = several(least=1, most=_FEED_FORWARD["max_length"], default=(1,))
+    layers_per_stack: int = limited(least=1, most=MAX_LAYERS, default=1)
     shared_hidden_size: bool = False
     mixed_feed_forward: bool = False
     mixed_heads: bool = False
-    head_size: int | None = limited(least=1, default=None)
+    head_size: int | None = limited(least=1, most=MAX_WIDTH, default=None)
     restrictions: Mapping[str, tuple[Value, ...]] = dataclasses.field(default_factory=dict, metadata={"data": False})
 
     def __hash__(self) -> int:
@@ -396,7 +408,7 @@ def _parse_operation(data: Any, path: str) -> Mapping[str, Any]:
     if isinstance(data, dict) and data.get("op") == SearchedAttention.op and "graph" in data:
         for key in data:
             if key not in ("op", "graph"):
-                raise UserError(f"{path}: unknown key {key!r} beside graph")
+                raise UserError(f"{path}: unknown key {show(key)} beside graph")
         GraphSpace.from_dict(data["graph"], f"{path}.graph")
         return data
     try:

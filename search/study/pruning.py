@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import optuna
 from optuna.pruners import BasePruner
 
+from flexibert.attention_graph import show
+
 from ..errors import UserError
 
 
@@ -89,7 +91,7 @@ def create_pruner(name: str | None, steps: int, objectives: int) -> BasePruner:
     if name is None:
         return optuna.pruners.NopPruner()
     if name not in PRUNERS:
-        raise UserError(f"unknown pruner {name!r}, known: {', '.join(PRUNERS)}, none")
+        raise UserError(f"unknown pruner {show(name)}, known: {', '.join(PRUNERS)}, none")
     if objectives > 1:
         raise UserError(f"--pruner {name} stops candidates for one objective only, this search has {objectives}")
     if not PRUNERS[name].over_parts and not rungs(steps):

@@ -1,6 +1,7 @@
 """The folder of a run: which files lie where."""
 
 import filecmp
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import UserError
-from ..files import remove_partial, replace_file, replace_folder
+from ..files import checksums, remove_partial, replace_file, replace_folder
 from ..samplers.trials import FINGERPRINT
 from .trials import best_trial
 
@@ -94,12 +95,28 @@ class RunFolder:
 
     def keep_best(self, study: optuna.Study) -> None:
         """Makes best/ a whole copy of the best trial, if that was trained here, and mends what is missing or damaged
-        in it; one worker at a time looks and copies."""
+        in it; one worker at a time looks and copies.
+
+        Where the checksums of the summary say that best/ is whole, what differs from it is mended, the trial.
+        """
         with FileLock(self.path / ".best.lock"):
-            source = self.best_checkpoint(study)
-            if source is not None and not _equal_folders(source, self.best):
-                with replace_folder(self.best) as aside:
-                    shutil.copytree(source, aside, dirs_exist_ok=True)
+            source, target = self.best_checkpoint(study), self.best
+            if source is None or _equal_folders(source, target):
+                return
+            if self._noted_checksums(study) == checksums(self.best):
+                source, target = target, source
+            with replace_folder(target) as aside:
+                shutil.copytree(source, aside, dirs_exist_ok=True)
+
+    def _noted_checksums(self, study: optuna.Study) -> dict[str, str] | None:
+        """What the summary says of best/; None where there is none, or it is about another trial."""
+        best = best_trial(study)
+        try:
+            summary = json.loads(self.summary.read_text(encoding="utf-8"))
+            same = best is not None and summary["best"]["number"] == best.number
+            return summary["sha256"] or None if same else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def noted_name(self) -> str:
         """The name of the study in a storage of its own, noted when the run began."""

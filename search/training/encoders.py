@@ -12,6 +12,7 @@ import flexibert  # noqa: F401  # registers the encoders with the Auto classes
 
 from ..data.tokenizer import vocabulary_size
 from ..errors import UserError
+from ..files import check_whole
 from .task_types import TaskType
 
 
@@ -27,6 +28,7 @@ def load_model(model_dir: Path | str, head: TaskType, new_head: bool = True, **f
     """
     if Path(model_dir).exists() and not Path(model_dir, "config.json").is_file():
         raise UserError(f"{model_dir} is no folder of a model: it has no config.json")
+    check_whole(model_dir)
     try:
         model, loading = head.auto_class.from_pretrained(
             model_dir,

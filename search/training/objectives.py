@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from flexibert.attention_graph import show
+
 from ..errors import UserError
 from .hidden_states import PooledCosine, PooledSquare, TokenCosine, TokenSquare
 from .logits import logits_loss
@@ -57,9 +59,10 @@ def objective_weights(given: Mapping[str, float], taught: bool) -> dict[str, flo
     weights = dict(given) or (DEFAULT_WEIGHTS if taught else {MASKED_LM: 1.0})
     for name, weight in weights.items():
         if name not in OBJECTIVES:
-            raise UserError(f"pretraining: objectives: unknown {name!r}, known: {', '.join(OBJECTIVES)}")
+            raise UserError(f"pretraining: objectives: unknown {show(name)}, known: {', '.join(OBJECTIVES)}")
+        place = f"pretraining: objectives: {name}"
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
-            raise UserError(f"pretraining: objectives: {name}: {weight!r} is not accepted, expected a number above 0")
+            raise UserError(f"{place}: {show(weight)} is not accepted, expected a number above 0")
         if name != MASKED_LM and not taught:
             raise UserError(f"pretraining: objectives: {name} needs a teacher, give --teacher")
     if taught and not weights.keys() & STATE_OBJECTIVES.keys():

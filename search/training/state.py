@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import shutil
+import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,9 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedConfig
 
+from ..data.sources import one_line
 from ..errors import UserError
-from ..files import reported
+from ..files import check_whole, reported
 
 
 CHECKPOINT = "checkpoint"
@@ -59,11 +62,20 @@ def load_checkpoint(
     accelerator.wait_for_everyone()
     if not place.exists():
         return 0, [], {}
+    check_whole(place)
     state = json.loads((place / "pretraining.json").read_text(encoding="utf-8"))
+    if not isinstance(state, dict) or not {"step", "losses"} <= state.keys():
+        raise UserError(f"{place / 'pretraining.json'} is damaged: it holds no steps")
     changed = [key for key in identity if state.get(key) != identity[key]]
     if changed:
         raise UserError(f"{place} is of a run with another {', '.join(changed)}; use the same or another folder")
-    accelerator.load_state(str(place))
+    for file in sorted(place.glob("*.bin")):
+        if not zipfile.is_zipfile(file):  # as which torch saves
+            raise UserError(f"{file} is damaged: its end is missing")
+    try:
+        accelerator.load_state(str(place))
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
+        raise UserError(f"{place} is damaged; without it the training begins anew: {one_line(error)}") from None
     return state["step"], state["losses"], state.get("bookmark", {})
 
 

@@ -20,7 +20,7 @@ from ..data.passages import Passages
 from ..data.sources import one_line, quiet
 from ..data.tokenizer import vocabulary_size
 from ..errors import UserError
-from ..files import replace_file, reported
+from ..files import check_whole, replace_file, reported
 
 
 CHUNK = 2048
@@ -56,6 +56,7 @@ class Teacher:
         self.name = Path(source).resolve().name if Path(source).expanduser().exists() else source
         if source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
             raise UserError(f"teacher {source}: no such folder")
+        check_whole(source)
         try:
             with quiet():
                 auto_class = AutoModelForMaskedLM if predicts else AutoModel
