@@ -85,7 +85,7 @@ def main() -> None:
         (place / "encoder" / "layers.json").write_text(ENCODER, encoding="utf-8")
         rows = [f"text {number} is {'good' if number % 2 else 'bad'},{number % 2}" for number in range(40)]
         (place / "mine.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
-        pairs = [f"text {number},word {number % 5},{number % 7}" for number in range(40)]
+        pairs = [f"text {number},word {number % 5},{number % 7 + 0.5}" for number in range(40)]
         (place / "pairs.csv").write_text("\n".join(["first,second,label", *pairs]), encoding="utf-8")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
         environment = {**kept, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
