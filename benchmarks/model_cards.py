@@ -33,11 +33,18 @@ from search.artifacts.model_card import CardFacts, Score, write_card  # noqa: E4
 
 ROOT = Path(__file__).resolve().parent
 RESULTS, OUTPUT = ROOT / "results", ROOT.parent / "model_cards"
+TAUGHT = RESULTS / "taught_resident"
+
+
+def taught_facts(name: str) -> CardFacts:
+    """Of a resident that learnt from a teacher."""
+    return taught_resident.card(name, json.loads((TAUGHT / f"{name}.json").read_text(encoding="utf-8")))
+
+
 RESIDENTS = {
     "flexibert-mini-wikipedia": lambda name: card_facts(name, next(iter(read_results(RESULTS / "resident").values()))),
-    "flexibert-mini-sentences": lambda name: taught_resident.card(
-        name, json.loads((RESULTS / "taught_resident" / f"{name}.json").read_text(encoding="utf-8"))
-    ),
+    "flexibert-mini-sentences": taught_facts,
+    "flexibert-tiny-sentences": taught_facts,
 }
 """Name of a resident -> what its card says."""
 

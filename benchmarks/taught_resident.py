@@ -144,6 +144,7 @@ def card(name: str, results: dict) -> CardFacts:
         pretraining=results["pretraining"],
         seeds=(0,),
         scores=scores(results),
+        search=results.get("search", {}),
         language="en",
         teacher=results["teacher"],
         fills_masks=False,
@@ -161,6 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--search", type=json.loads, help="how the architecture was found: names and values, as JSON")
     parser.add_argument("--corpus", help="what it learnt on, in words (default: as its card says)")
     options = parser.parse_args(arguments)
     results = json.loads(options.results.read_text(encoding="utf-8")) if options.results.exists() else {}
@@ -181,6 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(json.dumps(done)[-300:], flush=True)
     if options.output:
         results |= told(ModelCard.load(options.checkpoint / "README.md"), options.corpus)
+        results |= {"search": options.search} if options.search else {}
         replace_file(options.results, json.dumps(results, indent=1) + "\n")
         save_checkpoint(
             FlexiBertForMaskedLM.from_pretrained(options.checkpoint, dtype=torch.bfloat16),
