@@ -26,7 +26,7 @@ RESULTS = {
     "fnet-mini": "like_for_like/none",  # what was measured under this name is the next one
     "fnet-mini-pure": "like_for_like/fnet-mini-seed*.json",
     "flexibert-mini-wikipedia": "resident/searched-seed*.json",
-    "flexibert-mini-sentences": "taught_resident/flexibert-mini-sentences.json",
+    **{name: f"taught_resident/{name}.json" for name in ("flexibert-mini-sentences", "flexibert-tiny-sentences")},
 }
 """Model -> the files that the numbers of its card come from, if there are any."""
 
@@ -147,7 +147,7 @@ def test_snippets_of_cards_without_weights_run(pattern):
 def test_snippets_of_residents_run(name, tmp_path):
     folder = shutil.copytree(ROOT / "model_cards" / name, tmp_path / name)
     snippets = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    if name == "flexibert-mini-sentences":
+    if name.endswith("-sentences"):
         snippets = [snippet for snippet in snippets if "sentence_transformers" not in snippet]
     code = "\n".join(["import sys; sys.modules['flexibert'] = None", *snippets])
     environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": ""}

@@ -72,6 +72,13 @@ def test_classify(run, checkpoint, tmp_path):
     assert AutoConfig.from_pretrained("out").id2label == {0: "bad", 1: "good"}
 
 
+def test_streaming(run, tmp_path):
+    pages = "\n\n".join(f"the page {number} of a river that runs through it" for number in range(600))
+    (tmp_path / "pages.txt").write_text(pages, encoding="utf-8")
+    steps = ("--steps", 3, "--batch-size", 2, "--sequence-length", 16)
+    assert "| steps | 3 |" in run("streaming.py", "pages.txt", *steps)
+
+
 def test_embed_sentences(run, checkpoint):
     rows = [line.split()[:3] for line in run("embed_sentences.py", checkpoint).splitlines()]
     assert [rows[index][index] for index in range(3)] == ["1.00"] * 3
