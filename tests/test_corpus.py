@@ -134,7 +134,7 @@ def test_folder_in_datasets_layout_keeps_its_splits_and_configurations(tmp_path)
     corpus = load_corpus(str(tmp_path), "small", text_column="body")
     assert corpus.name == f"{tmp_path.name}/small"
     assert texts(corpus.train) == TEXTS and texts(corpus.validation) == ["One held out."]
-    with pytest.raises(UserError, match="BuilderConfig 'large' not found. Available: \\['small'\\]"):
+    with pytest.raises(UserError, match="no configuration 'large', there are small"):
         load_corpus(str(tmp_path), "large")
 
 

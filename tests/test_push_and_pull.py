@@ -218,7 +218,7 @@ def forget_length(folder):
         (remove("model.safetensors"), "model.safetensors missing"),
         (remove("operations.py"), "operations.py missing"),
         (remove("README.md"), "README.md missing"),
-        (write("config.json", "{"), "config.json is not the configuration of a model"),
+        (write("config.json", "{"), "config.json is damaged: "),
         (write("config.json", "[1]"), "config.json is not the configuration of a model"),
         (write("config.json", '{"model_type": "bert"}'), "model_type 'bert' is not accepted, expected 'flexibert'"),
         (write("README.md", "---\nlicense: [\n---\n"), "own is not whole: card: "),
@@ -226,12 +226,12 @@ def forget_length(folder):
         (write(".eval_results/x.yaml", "- value: 1"), "own is not whole: card: .eval_results/x.yaml: KeyError"),
         (write(".eval_results/x.yaml", "a: 1"), "own is not whole: card: .eval_results/x.yaml is no list"),
         (write("operations.py", "def ("), "own is not whole: code: "),
-        (write("model.safetensors", "half"), "own is not whole: weights: "),
+        (write("model.safetensors", "half"), "model.safetensors is damaged: "),
         (change_weights, "own is not whole: golden: outputs differ by "),
         (lose_weights, "weights missing: prediction_head.dense.bias and 1 more"),
         (spoil_weights, "weights not finite: prediction_head.dense.bias"),
         (forget_length, "own is not whole: tokenizer: cuts to 400 tokens, the model takes 40"),
-        (write("golden.safetensors", ""), "own is not whole: golden: "),
+        (write("golden.safetensors", ""), "golden.safetensors is damaged: "),
     ],
 )
 def test_only_whole_checkpoints_are_uploaded(own, hub, damage, message):

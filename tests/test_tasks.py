@@ -170,7 +170,7 @@ def test_glue_from_a_bad_place(tmp_path):
         encoding="utf-8",
     )
     says("cola, train, row 1: label -1, accepted are whole numbers from 0 to 1", "cola", glue=folder)
-    says("BuilderConfig 'rte' not found", "rte", glue=folder)
+    says("no configuration 'rte', there are cola", "rte", glue=folder)
 
 
 # Own data
