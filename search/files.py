@@ -40,7 +40,8 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder` that takes its place when the block ends without an error.
 
     Until then `folder` keeps its content, so a full disk or a killed process costs nothing but the new content. What
-    killed processes of this machine left aside is cleared on the way.
+    killed processes of this machine left aside is cleared on the way. Files get the permissions that the umask gives
+    new ones: safetensors writes them for their owner alone, and checkpoints on a shared disk are for others, too.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +51,9 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
+        for path in aside.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                path.chmod(aside.stat().st_mode & 0o666)
         if folder.exists():
             os.replace(folder, replaced)
         os.replace(aside, folder)

@@ -245,6 +245,20 @@ def test_folder_survives_a_failed_rename(tmp_path, monkeypatch):
     assert (tmp_path / "best" / "old").exists() and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_of_a_checkpoint_are_for_whom_the_umask_lets(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        with replace_folder(tmp_path / "checkpoint") as aside:
+            save_file({"weight": torch.zeros(1)}, aside / "model.safetensors")
+            (aside / "tasks").mkdir()
+            (aside / "tasks" / "config.json").write_text("{}")
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "checkpoint").rglob("*") if path.is_file()]
+    assert len(files) == 2 and {path.stat().st_mode & 0o777 for path in files} == {mode}
+
+
 def test_replace_file(tmp_path):
     replace_file(tmp_path / "a.txt", "ä")
     replace_file(tmp_path / "a.txt", b"\x00")
