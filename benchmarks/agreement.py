@@ -8,7 +8,8 @@
 
 Kendall's tau over the encoders that all runs have, with 95% bootstrap intervals over encoders. That of the two
 references with each other, which differ in their seed, is the most that a cheaper judgement can be expected to reach;
-that of another run is the mean of its tau with either. Time is the median of a trial from start to end.
+that of another run is the mean of its tau with each. With a single reference there is no such ceiling. Time is the
+median of a trial from start to end.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def interval(first: np.ndarray, others: Sequence[np.ndarray]) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference", type=Path, nargs=2, required=True, metavar="RUN")
+    parser.add_argument("--reference", type=Path, nargs="+", required=True, metavar="RUN")
     parser.add_argument("--runs", type=Path, nargs="*", default=[])
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
@@ -62,18 +63,19 @@ def main() -> None:
         raise SystemExit(f"the runs share {len(shared)} encoders, at least 3 are needed")
     scores = {name: np.array([run[key][0] for key in shared]) for name, run in runs.items()}
     seconds = {name: statistics.median(run[key][1] for key in shared) for name, run in runs.items()}
-    first, second = (scores[run.name] for run in options.reference)
-    ceiling = tau(first, [second])
+    references = [scores[run.name] for run in options.reference]
+    first, others = references[0], references[1:]
+    ceiling = tau(first, others) if others else None
     result = {
         "encoders": shared,
         "scores": {name: values.tolist() for name, values in scores.items()},
         "seconds_per_encoder": seconds,
-        "references": {"tau": ceiling, "interval": interval(first, [second])},
+        "references": {"tau": ceiling, "interval": interval(first, others)} if others else None,
         "runs": {
             run.name: {
-                "tau": (found := tau(scores[run.name], [first, second])),
-                "interval": interval(scores[run.name], [first, second]),
-                "of_the_references": found / ceiling,
+                "tau": (found := tau(scores[run.name], references)),
+                "interval": interval(scores[run.name], references),
+                "of_the_references": None if ceiling is None else found / ceiling,
                 "of_the_time": seconds[run.name] / seconds[options.reference[0].name],
             }
             for run in options.runs

@@ -1,6 +1,7 @@
 """What users can do something about, as opposed to what the program did wrong, and how it is told."""
 
 import re
+import textwrap
 
 
 SECRETS = (
@@ -54,6 +55,16 @@ class StartAnew(Exception):
 
 class OutOfTime(Exception):
     """The time that was given for a search is over; what is being trained is left for another start."""
+
+
+def one_line(error: BaseException) -> str:
+    """All that a library's exception says, or the one behind it, without line breaks and at a readable length."""
+    return textwrap.shorten(str(error.__cause__ or error), 400) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The same of exceptions whose first line is the reason and the others its details."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def without_secrets(text: str) -> str:

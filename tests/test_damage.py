@@ -2,6 +2,7 @@
 
 import errno
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +10,13 @@ import torch
 from accelerate import Accelerator
 from conftest import SPECS
 from safetensors.torch import save_file
+from transformers import AutoModelForMaskedLM
 
+from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 from search import cli
 from search.artifacts import export
 from search.artifacts.checkpoint import check_checkpoint
+from search.artifacts.golden import load_whole
 from search.data.cache import cached
 from search.data.tokenizer import load_tokenizer
 from search.errors import UserError
@@ -69,6 +73,32 @@ def test_the_damaged_file_is_named(folder, reader, name):
         read(folder)
     assert str(refused.value).startswith(f"{folder / name} is damaged: ") and "\n" not in str(refused.value)
     assert isinstance(refused.value, UserError) == (kind is UserError)
+
+
+@pytest.mark.parametrize("error", [OSError(), ValueError("\n")], ids=["silent", "blank"])
+@pytest.mark.parametrize("reader", ["fine-tuning", "export", "super-network", "golden"])
+def test_an_error_without_a_word_is_told_by_its_kind(tmp_path, monkeypatch, reader, error):
+    """Libraries raise such ones, too; the line then ends with the name of the exception."""
+
+    def fails(*args, **kwargs):
+        raise error
+
+    if reader == "super-network":
+        error = OSError() if isinstance(error, ValueError) else error
+        space = {"num_layers": [1], "hidden_size": [8], "num_heads": [1], "operations": [{"op": "self_attention"}]}
+        description = {"space": {**space, "feed_forward_size": [8]}, "fields": {"vocab_size": 9}}
+        (tmp_path / "supernet.json").write_text(json.dumps(description), encoding="utf-8")
+        monkeypatch.setattr("search.evaluation.supernet.load_file", fails)
+        read = load_supernet
+    else:
+        FlexiBertForMaskedLM(FlexiBertConfig(layers=SPECS["homogeneous"], vocab_size=9)).save_pretrained(tmp_path)
+        monkeypatch.setattr("transformers.AutoModelForMaskedLM.from_pretrained", fails)
+        monkeypatch.setattr("flexibert.FlexiBertForMaskedLM.from_pretrained", fails)
+        read = {"export": lambda folder: export.load(folder, False), "golden": load_whole}.get(reader) or (
+            lambda folder: load_model(folder, SimpleNamespace(auto_class=AutoModelForMaskedLM), new_head=False)
+        )
+    with pytest.raises(UserError, match=f"{type(error).__name__}$"):
+        read(tmp_path)
 
 
 def test_a_checkpoint_that_is_published_is_looked_at(folder):

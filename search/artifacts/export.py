@@ -18,7 +18,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..files import check_place, check_whole, replace_folder, reported
 from ..runtimes.files import (
     PRECISIONS,
@@ -27,7 +27,6 @@ from ..runtimes.files import (
     Outputs,
     SentenceModel,
     auto_class,
-    first_line,
     open_file,
     output_names,
     random_inputs,
@@ -165,7 +164,7 @@ def load(checkpoint: Path | str, encoder: bool) -> tuple[Exportable, PreTrainedT
         model = SentenceModel(model, read_state_map(Path(checkpoint))) if sentences else model
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{checkpoint} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(f"{checkpoint} cannot be loaded: {first_line(error)}") from None
     return model.eval(), tokenizer
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 import flexibert
 from flexibert import FlexiBertConfig
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 
 
 GOLDEN = "golden.safetensors"
@@ -96,7 +96,7 @@ def load_whole(folder: Path) -> PreTrainedModel:
     try:
         model, loading = model_class.from_pretrained(folder, attn_implementation="sdpa", output_loading_info=True)
     except Exception as error:  # of transformers, safetensors or the system, each with classes of its own
-        raise UserError(f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"{folder} cannot be loaded: {first_line(error)}") from error
     wrong = {
         "missing": sorted(loading["missing_keys"]),
         "not known": sorted(loading["unexpected_keys"]),

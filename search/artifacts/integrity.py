@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 import flexibert
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .checkpoint import SOURCES, check_checkpoint
 from .golden import GOLDEN, GOLDEN_TOKEN, load_whole, stated_tolerance, verify
 
@@ -63,8 +63,7 @@ def inspect(folder: Path, run_its_code: bool = False) -> list[Finding]:
         except CannotBeTold as reason:
             findings.append(Finding(question, None, str(reason)))
         except Exception as error:  # whatever a damaged file brings about, the other questions are still asked
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            findings.append(Finding(question, False, lines[0]))
+            findings.append(Finding(question, False, first_line(error)))
         if question == "files" and not findings[-1].ok:
             break  # what is no checkpoint needs no more questions
     return findings

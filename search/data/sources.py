@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import re
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import datasets
 from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .documents import is_text
 from .layouts import Layout, find_files
 from .readers import PACKINGS, kind_of, read, separated
@@ -181,11 +180,6 @@ def _converted(table: Dataset, column: str, kind: type) -> Dataset:
     if names == [column]:  # A table without its only column would have no rows either.
         return Dataset.from_dict({column: values}, features=Features({column: feature}))
     return table.remove_columns(column).add_column(column, values, feature=feature).select_columns(names)
-
-
-def one_line(error: Exception) -> str:
-    """What a library's exception says, without line breaks and at a readable length."""
-    return textwrap.shorten(str(error.__cause__ or error), 400) or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..files import check_whole
 from .cache import content_key, make_once
 from .corpus import Corpus
-from .sources import one_line, quiet
+from .sources import quiet
 from .tokenizer_kinds import COVERAGE, TOKENIZER_KINDS
 
 

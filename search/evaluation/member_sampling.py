@@ -31,7 +31,7 @@ def random_member(space: SearchSpace, seed: int, step: int, part: int = 0) -> Ar
 
 def fair_member(space: SearchSpace, seed: int, step: int, part: int = 0) -> Architecture:
     """One member a step; in a round of as many steps as there are operations, every place of an operation holds each
-    operation once (strict fairness, FairNAS, arXiv 1907.01845, Section 3.2).
+    operation once: strict fairness (FairNAS, arXiv 1907.01845).
 
     There all operations of a round make one step of the optimiser. Depth is drawn once a round, other sizes are drawn
     every step (own choice; FairNAS searches operations alone).
@@ -50,7 +50,7 @@ def fair_member(space: SearchSpace, seed: int, step: int, part: int = 0) -> Arch
 
 def sandwich_member(space: SearchSpace, seed: int, step: int, part: int = 0) -> Architecture:
     """In the first part of a batch the largest member, in the second the smallest, then random ones: the sandwich rule
-    (Yu and Huang 2019, arXiv 1903.05134, Section 3.1).
+    (Yu and Huang 2019, arXiv 1903.05134).
 
     There every member sees the whole batch. Largest and smallest are so in all sizes; their operations, which have no
     order, are random.

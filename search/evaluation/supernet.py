@@ -34,7 +34,7 @@ from flexibert import FlexiBertConfig, FlexiBertForMaskedLM
 from flexibert.modeling_flexibert import PROJECTIONS
 from flexibert.spec import Architecture, LayerSpec, OperationSpec, SearchedAttention
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..files import check_whole, replace_folder
 from ..parsing import parse, read_json
 from ..space.search_space import SearchSpace, operation_label
@@ -373,8 +373,7 @@ def load_supernet(folder: Path) -> tuple[SuperNetwork, Description]:
         network.load_state_dict(state, assign=True)
         network.state_map = state_map or None
     except (OSError, SafetensorError, RuntimeError) as error:  # torch says in many lines which weights are missing
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{folder} is no super-network: {WEIGHTS}: {reason}") from None
+        raise UserError(f"{folder} is no super-network: {WEIGHTS}: {first_line(error)}") from None
     return network, description
 
 

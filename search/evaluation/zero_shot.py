@@ -11,10 +11,10 @@ from transformers import AutoModel
 import flexibert  # noqa: F401  # registers the encoders with the Auto classes
 
 from ..artifacts.sentence_files import read_state_map
-from ..data.sources import one_line, quiet
+from ..data.sources import quiet
 from ..data.tasks import Task
 from ..data.tokenizer import load_tokenizer
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..files import check_whole
 from ..metrics import correlations
 from ..training.hidden_states import pool

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from flexibert.configuration_flexibert import AUTO_MAP
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 
 
 PRECISIONS = ("float32", "float16", "int8", "int8-static")
@@ -260,8 +260,3 @@ class OpenVinoFile:
 def open_file(file: Path, threads: int | None = None) -> OnnxFile | OpenVinoFile:
     """An exported file, ready to run."""
     return (OpenVinoFile if file.suffix == ".xml" else OnnxFile)(file, threads)
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

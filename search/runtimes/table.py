@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 
 
 if TYPE_CHECKING:
@@ -86,8 +86,6 @@ class TorchCompile(Torch):
             try:
                 return compiled(**inputs)
             except Exception as error:  # of dynamo, inductor or the C++ compiler, which have many
-                from .files import first_line
-
                 raise UserError(f"torch.compile cannot run this encoder: {first_line(error)}") from error
 
         return run

@@ -37,8 +37,7 @@ def main(arguments: dict[str, Any]) -> None:
         try:
             answer = Meter.of(conditions, arguments).measure(json.loads(line))
         except Exception as error:
-            from ..errors import UserError
-            from .files import first_line
+            from ..errors import UserError, first_line
 
             known = isinstance(error, (UserError, MemoryError))
             answer = {"error": str(error) if known else f"{type(error).__name__}: {first_line(error)}"}

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 import flexibert  # noqa: F401  # registers the encoders with the Auto classes
 
 from ..data.tokenizer import vocabulary_size
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..files import check_whole
 from .task_types import TaskType
 
@@ -39,7 +39,7 @@ def load_model(model_dir: Path | str, head: TaskType, new_head: bool = True, **f
             output_loading_info=True,
         )
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{model_dir} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"{model_dir} cannot be loaded: {first_line(error)}") from error
     new = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
     lost = sorted(name for name in new if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name)
     if lost:

@@ -14,8 +14,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedConfig
 
-from ..data.sources import one_line
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..files import check_whole, reported
 
 

@@ -17,9 +17,9 @@ from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 import flexibert  # noqa: F401  # registers the encoders with the Auto classes
 
 from ..data.passages import Passages
-from ..data.sources import one_line, quiet
+from ..data.sources import quiet
 from ..data.tokenizer import vocabulary_size
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..files import check_whole, replace_file, reported
 
 
